@@ -1,0 +1,201 @@
+"""A number format is a handful of integers; everything else about it is derived.
+
+A floating-point value is ``(-1)^s * 2^(e - bias) * 1.m`` with `exp_bits` bits for the exponent
+and `man_bits` bits for the fraction; where the exponent field is zero the leading one is gone
+and the values are the *subnormals*, evenly spaced down to zero.  Formats differ in one more way
+that matters: which of their codes are not numbers.  The name "e4m3" alone says nothing about
+that: the field has at least three formats of that name, with largest values 240, 448 and 480.
+So every `repr` here prints the largest value.
+
+An integer format is the limiting case: no exponent bits, so *every* value is on the one evenly
+spaced grid that a float keeps for its subnormals.  One set of rounding kernels serves both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from fractions import Fraction
+
+
+IEEE_BIAS = -(10**6)
+"""Stands for "the usual bias of this exponent width", 2^(exp_bits-1) - 1."""
+
+
+class Specials(StrEnum):
+    """Which codes are not finite numbers."""
+
+    IEEE = "ieee"
+    """The top exponent is reserved: infinities, and NaNs with every non-zero fraction."""
+    FN = "fn"
+    """No infinity; only the all-ones code is NaN, once per sign (OCP E4M3, E8M0)."""
+    FNUZ = "fnuz"
+    """No infinity and no negative zero: the code of -0 is the one NaN."""
+    FINITE = "finite"
+    """Every code is a finite number (OCP E2M1, E2M3, E3M2; integers)."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format: what a value can be.
+
+    NaN, infinity and -0 exist as `specials` says (`has_nan`, `has_inf`, `has_negative_zero`);
+    what happens to a value beyond `max` is chosen by the caller (see `precsim.quantize`).
+
+    `bias` defaults to the IEEE 754 rule ``2^(exp_bits-1) - 1``.  With ``exp_bits=0`` the format
+    is an integer grid in two's complement codes, used symmetrically (int8: -127..127), and its
+    step is ``2^(1 - bias - man_bits)``.  `subnormals=False` flushes what would be subnormal to
+    zero (after rounding).  Raises `ValueError` for field widths that no carrier can hold.
+    """
+
+    name: str
+    exp_bits: int
+    man_bits: int
+    specials: Specials = Specials.IEEE
+    bias: int = IEEE_BIAS
+    signed: bool = True
+    subnormals: bool = True
+    has_zero: bool = True
+    note: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        widest = 52 if self.exp_bits == 11 else 50  # the kernels need two spare bits below
+        if not 0 <= self.exp_bits <= 11 or not 0 <= self.man_bits <= widest:
+            msg = (
+                f"format {self.name!r}: expected 0 to 11 exponent bits and 0 to {widest} fraction "
+                f"bits, what a float64 can carry; got {self.exp_bits} and {self.man_bits}"
+            )
+            raise ValueError(msg)
+        if self.bias == IEEE_BIAS:
+            object.__setattr__(self, "bias", 2 ** max(self.exp_bits - 1, 0) - 1)
+        object.__setattr__(self, "specials", Specials(self.specials))
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether all values are evenly spaced (no exponent field)."""
+        return self.exp_bits == 0
+
+    @property
+    def bits(self) -> int:
+        """Width of a code in bits."""
+        return int(self.signed) + self.exp_bits + self.man_bits
+
+    @property
+    def precision(self) -> int:
+        """Significand bits p, the hidden one included (integers have none)."""
+        return self.man_bits + (not self.is_integer)
+
+    @property
+    def emin(self) -> int:
+        """Exponent of the smallest normal value; below it the spacing no longer shrinks."""
+        return (1 if self.has_zero else 0) - self.bias
+
+    @property
+    def emax(self) -> int:
+        """Exponent of the largest finite value."""
+        if self.is_integer:
+            return self.emin - 1
+        top = 2**self.exp_bits - 1
+        if self.specials is Specials.IEEE or (self.specials is Specials.FN and self.man_bits == 0):
+            top -= 1
+        return top - self.bias
+
+    @property
+    def quantum(self) -> float:
+        """Spacing of the subnormals (of all values, for an integer): 2^(emin - man_bits)."""
+        return 2.0 ** (self.emin - self.man_bits)
+
+    @property
+    def max(self) -> float:
+        """Largest finite value."""
+        if self.is_integer:
+            return (2**self.man_bits - 1) * self.quantum
+        lost = 2 if self.specials is Specials.FN and self.man_bits > 0 else 1
+        return 2.0**self.emax * (2.0 - lost * 2.0**-self.man_bits)
+
+    @property
+    def min(self) -> float:
+        """Most negative finite value (the smallest value, where there is no sign)."""
+        if self.signed:
+            return -self.max
+        return 0.0 if self.has_zero else self.smallest_normal
+
+    @property
+    def smallest_normal(self) -> float:
+        """Smallest positive value with all `precision` bits (an integer's step is all it has)."""
+        return self.quantum if self.is_integer else 2.0**self.emin
+
+    @property
+    def smallest_subnormal(self) -> float:
+        """Smallest positive value at all; the smallest normal where subnormals are flushed."""
+        return self.quantum if self.subnormals and self.has_zero else self.smallest_normal
+
+    @property
+    def eps(self) -> float:
+        """Distance from 1 to the next larger value (2^-man_bits)."""
+        return 2.0**-self.man_bits
+
+    @property
+    def u(self) -> float:
+        """Unit roundoff: the largest relative error of round-to-nearest, half of `eps`.
+
+        For an integer format it is relative to the largest value, not to each value.
+        """
+        return self.eps / 2
+
+    @property
+    def has_inf(self) -> bool:
+        """Whether an infinity can be stored."""
+        return self.specials is Specials.IEEE
+
+    @property
+    def has_nan(self) -> bool:
+        """Whether a NaN can be stored."""
+        return self.specials is not Specials.FINITE
+
+    @property
+    def has_negative_zero(self) -> bool:
+        """Whether -0 has a code of its own."""
+        plain_sign = self.specials is not Specials.FNUZ and not self.is_integer
+        return self.signed and self.has_zero and plain_sign
+
+    def ulp(self, x: float) -> float:
+        """Spacing of the format's values at x (0 and subnormals: the quantum)."""
+        if x == 0 or self.is_integer:
+            return self.quantum
+        exponent = _exponent(Fraction(x))
+        return 2.0 ** (min(max(exponent, self.emin), self.emax) - self.man_bits)
+
+    def contains(self, other: Format) -> bool:
+        """Whether every finite value of `other` is a value of this format too."""
+        return (
+            self.max >= other.max
+            and self.min <= other.min
+            and self.man_bits + (not self.is_integer) >= other.precision
+            and self.smallest_subnormal <= other.smallest_subnormal
+        )
+
+    def flushed(self) -> Format:
+        """This format with subnormals flushed to zero, as hardware in FTZ mode has it."""
+        return replace(self, name=f"{self.name}_ftz", subnormals=False)
+
+    def __repr__(self) -> str:
+        special = {
+            Specials.IEEE: "inf, NaN",
+            Specials.FN: "NaN, no inf",
+            Specials.FNUZ: "one NaN, no inf, no -0",
+            Specials.FINITE: "no inf, no NaN",
+        }[self.specials]
+        if self.is_integer:
+            return f"{self.name} (step {self.quantum:g}, max {self.max:g}, {special})"
+        low = f"min normal 2^{self.emin}"
+        if self.smallest_subnormal < self.smallest_normal:
+            low += f", min subnormal 2^{self.emin - self.man_bits}"
+        return f"{self.name} (max {self.max:g}, {low}, {special})"
+
+
+def _exponent(x: Fraction) -> int:
+    """Return floor(log2(abs(x))) exactly, from bit lengths; log2 in floats rounds up near 2^k."""
+    magnitude = abs(x)
+    e = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    return e if magnitude >= Fraction(2) ** e else e - 1

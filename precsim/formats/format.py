@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
 
-
 IEEE_BIAS = -(10**6)
 """Stands for "the usual bias of this exponent width", 2^(exp_bits-1) - 1."""
 
@@ -98,7 +97,7 @@ class Format:
         top = 2**self.exp_bits - 1
         if self.specials is Specials.IEEE or (self.specials is Specials.FN and self.man_bits == 0):
             top -= 1
-        return top - self.bias
+        return int(top) - self.bias
 
     @property
     def quantum(self) -> float:
@@ -109,7 +108,7 @@ class Format:
     def max(self) -> float:
         """Largest finite value."""
         if self.is_integer:
-            return (2**self.man_bits - 1) * self.quantum
+            return float(2**self.man_bits - 1) * self.quantum
         lost = 2 if self.specials is Specials.FN and self.man_bits > 0 else 1
         return 2.0**self.emax * (2.0 - lost * 2.0**-self.man_bits)
 

@@ -87,12 +87,13 @@ def scale_of(x: Array, fmt: Scaled) -> Array:
     """
     xp = array_module(x)
     if x.size == 0:
-        return xp.ones((1,) * x.ndim, x.dtype)
+        return xp.ones((1,) * x.ndim, x.dtype)  # type: ignore[no-any-return]
     amax = xp.max(xp.abs(x), axis=fmt.axis if x.ndim > 1 else None, keepdims=True)
     with np.errstate(all="ignore"):
         scale = (amax / fmt.element.max).astype(np.float32)
         scale = xp.where(amax == 0, np.float32(1), xp.maximum(scale, np.float32(2.0**-149)))
-        return xp.where(xp.isfinite(scale), scale, np.float32("nan")).astype(x.dtype)
+        finite = xp.isfinite(scale)
+        return xp.where(finite, scale, np.float32("nan")).astype(x.dtype)  # type: ignore[no-any-return]
 
 
 def round_into(
@@ -196,7 +197,7 @@ def _round_by_bits(
         step *= x.dtype.type(fmt.eps)
         bits &= keep
         _climb(magnitude, rounded, step, x, rounding, words)
-    nan = x != x
+    nan = xp.isnan(x)
     if nan.any():  # a carry out of a NaN's fraction would make it a number
         xp.copyto(rounded, x, where=nan)
     _finish(x, rounded, out, fmt, rounding, overflow)
@@ -266,7 +267,7 @@ def _finish(
         xp.copysign(rounded, x, out=out)
         out += 0  # -0 + 0 is +0: the format has one zero
     if not fmt.has_nan:
-        xp.copyto(out, 0, where=out != out)
+        xp.copyto(out, 0, where=xp.isnan(out))
 
 
 def _stops_at_max(x: Array, rounding: Rounding) -> Array:

@@ -66,7 +66,7 @@ _SPELLED = re.compile(r"e(\d+)m(\d+)")
 
 
 @lru_cache(maxsize=1024)
-def format(spec: str | AnyFormat) -> AnyFormat:  # noqa: A001  (the public name is precsim.format)
+def format(spec: str | AnyFormat) -> AnyFormat:
     """Return the format called `spec`; a format passes through.
 
     Accepted: a name in `FORMATS` or `ALIASES`; any "e<exp>m<man>" spelled out, which has IEEE 754

@@ -1,0 +1,16 @@
+"""Where arrays live: NumPy or CuPy, and random numbers that are the same on both."""
+
+from precsim.backend.arrays import array_module, get_backend, to_numpy
+from precsim.backend.cupy import BackendError
+from precsim.backend.random import key, normal, uniform, words
+
+__all__ = [
+    "BackendError",
+    "array_module",
+    "get_backend",
+    "key",
+    "normal",
+    "to_numpy",
+    "uniform",
+    "words",
+]

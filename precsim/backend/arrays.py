@@ -1,0 +1,41 @@
+"""Which module an array belongs to, without importing any that is not in use."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from precsim.backend.cupy import load
+
+BACKENDS = ("numpy", "cupy")
+"""Names that `get_backend` knows."""
+
+
+def array_module(x: object) -> ModuleType:
+    """Return the module whose functions work on `x`: `cupy` for its arrays, else `numpy`.
+
+    Python numbers, lists and everything else that NumPy can read count as NumPy's.  Never imports
+    CuPy: where there is a CuPy array, it is in `sys.modules` already.
+    """
+    root = type(x).__module__.partition(".")[0]
+    return sys.modules["cupy"] if root == "cupy" else np
+
+
+def to_numpy(x: Any) -> npt.NDArray[Any]:
+    """Return `x` as a NumPy array: copied off the device if it is on one, else not copied."""
+    return x.get() if array_module(x) is not np else np.asarray(x)
+
+
+def get_backend(name: str) -> ModuleType:
+    """Return the array module called `name`, "numpy" or "cupy"; the latter is imported now.
+
+    Raises `ValueError` for another name and `BackendError` where CuPy or its device is missing.
+    """
+    if name not in BACKENDS:
+        msg = f"unknown backend {name!r}: expected numpy, or cupy for an NVIDIA GPU"
+        raise ValueError(msg)
+    return load() if name == "cupy" else np

@@ -13,6 +13,7 @@ spaced grid that a float keeps for its subnormals.  One set of rounding kernels 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
@@ -68,6 +69,27 @@ class Format:
         if self.bias == IEEE_BIAS:
             object.__setattr__(self, "bias", 2 ** max(self.exp_bits - 1, 0) - 1)
         object.__setattr__(self, "specials", Specials(self.specials))
+        for broken, rule in self._rules():
+            if broken:
+                msg = f"format {self.name!r}: {rule}; got {self.exp_bits} exponent and "
+                msg += f"{self.man_bits} fraction bits, bias {self.bias}, {self.specials.value}"
+                raise ValueError(msg)
+
+    def _rules(self) -> tuple[tuple[bool, str], ...]:
+        """What the fields must obey together: (whether it is broken, how the rule reads)."""
+        ieee, fnuz = self.specials is Specials.IEEE, self.specials is Specials.FNUZ
+        too_narrow = self.exp_bits < 2 or self.man_bits < 1
+        # The kernels reach 53 - man_bits binades above emax, and need the quantum to be normal.
+        inside = self.emax + 53 - self.man_bits < 1024 and self.emin - self.man_bits >= -1022
+        like_fp64 = ieee and self.exp_bits == 11 and self.bias == 1023
+        return (
+            (self.is_integer and self.has_nan, "an integer format has no special codes"),
+            (ieee and too_narrow, "inf and NaN need 2 exponent bits and 1 fraction bit or more"),
+            (fnuz and not self.signed, "FNUZ's NaN is the code of -0, so it needs a sign"),
+            (not self.has_zero and self.signed, "only an unsigned format can do without a zero"),
+            (not self.has_zero and not self.has_nan, "without a zero or a NaN, NaN has no home"),
+            (not inside and not like_fp64, "its values must lie well inside float64's range"),
+        )
 
     @property
     def is_integer(self) -> bool:
@@ -159,18 +181,37 @@ class Format:
         return self.signed and self.has_zero and plain_sign
 
     def ulp(self, x: float) -> float:
-        """Spacing of the format's values at x (0 and subnormals: the quantum)."""
+        """Spacing of the format's values at x (0 and subnormals: the quantum; NaN and inf: NaN)."""
+        if not math.isfinite(x):
+            return math.nan
         if x == 0 or self.is_integer:
             return self.quantum
-        exponent = _exponent(Fraction(x))
+        exponent = floor_log2(Fraction(x))
         return 2.0 ** (min(max(exponent, self.emin), self.emax) - self.man_bits)
+
+    def values(self) -> list[float]:
+        """Every finite value, ascending, with 0 once (-0 is not listed).
+
+        Raises `ValueError` for formats wider than 20 bits, which have too many to list.
+        """
+        if self.bits > 20:
+            msg = f"{self.name} has about 2^{self.bits} values: expected at most 20 bits to list"
+            raise ValueError(msg)
+        binades, steps = range(self.emin, self.emax + 1), range(2**self.man_bits)
+        positive = [2.0**e * (1 + k * self.eps) for e in binades for k in steps]
+        if self.is_integer or (self.subnormals and self.has_zero):
+            positive = [k * self.quantum for k in steps[1:]] + positive
+        positive = [v for v in positive if v <= self.max]
+        negative = [-v for v in reversed(positive)] if self.signed else []
+        return negative + [0.0] * self.has_zero + positive
 
     def contains(self, other: Format) -> bool:
         """Whether every finite value of `other` is a value of this format too."""
         return (
             self.max >= other.max
             and self.min <= other.min
-            and self.man_bits + (not self.is_integer) >= other.precision
+            and self.precision >= other.precision
+            and self.quantum <= other.quantum
             and self.smallest_subnormal <= other.smallest_subnormal
         )
 
@@ -193,7 +234,7 @@ class Format:
         return f"{self.name} (max {self.max:g}, {low}, {special})"
 
 
-def _exponent(x: Fraction) -> int:
+def floor_log2(x: Fraction) -> int:
     """Return floor(log2(abs(x))) exactly, from bit lengths; log2 in floats rounds up near 2^k."""
     magnitude = abs(x)
     e = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()

@@ -1,0 +1,238 @@
+"""The executable specification: rounding and bit patterns, one number at a time, on fractions.
+
+Read this file to learn what precsim means by a format; read `kernels.py` and `codes.py` to see how
+whole arrays get there fast.  The two share no code, and the tests compare them on every value,
+every midpoint and their neighbours.  Nothing here rounds by accident: a `Fraction` is exact, and
+the one conversion to float at the end is of a number that float64 holds exactly.
+
+To round: cut the magnitude into whole *steps* of the format's spacing and a rest, decide by the
+rest whether one more step is due, and only then look at the ends of the range.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from numbers import Rational
+from typing import SupportsFloat
+
+from precsim.formats.format import Format, Specials, floor_log2
+from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.registry import AnyFormat
+from precsim.formats.registry import format as resolve
+
+HALF = Fraction(1, 2)
+
+
+def round(
+    x: SupportsFloat,
+    fmt: str | AnyFormat,
+    rounding: str | Rounding = Rounding.NEAREST,
+    overflow: str | Overflow | None = None,
+    random: float | Fraction | None = None,
+) -> float:
+    """Return the value of the format that x rounds to, by the rules in `precsim.formats.modes`.
+
+    NaN stays NaN (formats without NaN: +0).  Infinities and values that round beyond `max` follow
+    `overflow` (None: "ieee" where the format has a NaN, else "saturate").  -0 and negative values
+    that round to zero give -0 where the format has it.  Formats without a sign: negative numbers
+    give NaN (or 0 where there is none); formats without zero: their smallest value takes its place.
+
+    x: a Python or NumPy number, `Fraction` or `Decimal`, taken exactly.  `random`, needed for
+    "stochastic", lies in [0, 1): x goes up in magnitude iff random < (|x| - lower)/(upper - lower).
+    Raises `ValueError` for unknown names and for scaled formats, `TypeError` where x is no number.
+    """
+    grid, mode = _grid(fmt), Rounding(rounding)
+    if overflow is None:
+        overflow = Overflow.IEEE if grid.has_nan else Overflow.SATURATE
+    if mode is Rounding.STOCHASTIC and (random is None or not 0 <= random < 1):
+        msg = f"stochastic rounding needs `random`, a number in [0, 1); got {random!r}"
+        raise ValueError(msg)
+
+    if is_nan(x) or (not grid.signed and x < 0):  # type: ignore[operator]
+        return math.nan if grid.has_nan else 0.0
+    negative = grid.signed and is_negative(x)
+    if is_infinite(x):
+        return _signed(_overflow(grid, Overflow(overflow)), negative, grid)
+
+    steps, spacing, rest = cut(abs(exact(x)), grid)
+    if _goes_up(rest, steps, negative, mode, random):
+        steps += 1
+    magnitude = steps * spacing
+
+    if magnitude < grid.smallest_normal and not grid.subnormals:
+        magnitude = Fraction(0)
+    if magnitude == 0 and not grid.has_zero:
+        magnitude = Fraction(grid.smallest_normal)
+    if magnitude <= grid.max:
+        return _signed(float(magnitude), negative, grid)
+    if mode in (Rounding.TOWARD_ZERO, Rounding.TO_ODD):
+        return _signed(grid.max, negative, grid)
+    if mode is (Rounding.UP if negative else Rounding.DOWN):
+        return _signed(grid.max, negative, grid)
+    return _signed(_overflow(grid, Overflow(overflow)), negative, grid)
+
+
+def cut(magnitude: Fraction, fmt: Format) -> tuple[int, Fraction, Fraction]:
+    """Return (steps, spacing, rest) with ``magnitude = (steps + rest) * spacing``, 0 <= rest < 1.
+
+    The spacing is that of the format's values around `magnitude`: constant below the smallest
+    normal value, doubling with every binade above it, and going on doubling above `max`.
+    """
+    exponent = fmt.emin
+    if magnitude > 0 and not fmt.is_integer:
+        exponent = max(floor_log2(magnitude), fmt.emin)
+    spacing = Fraction(2) ** (exponent - fmt.man_bits)
+    steps, rest = divmod(magnitude / spacing, 1)
+    return int(steps), spacing, rest
+
+
+def _goes_up(
+    rest: Fraction,
+    steps: int,
+    negative: bool,
+    rounding: Rounding,
+    random: float | Fraction | None,
+) -> bool:
+    """Whether a magnitude of steps + rest goes to steps + 1 (a rest of 0 never does)."""
+    odd = steps % 2 == 1
+    match rounding:
+        case Rounding.NEAREST:
+            return rest > HALF or (rest == HALF and odd)
+        case Rounding.NEAREST_AWAY:
+            return rest >= HALF
+        case Rounding.TOWARD_ZERO:
+            return False
+        case Rounding.UP:
+            return rest > 0 and not negative
+        case Rounding.DOWN:
+            return rest > 0 and negative
+        case Rounding.TO_ODD:
+            return rest > 0 and not odd
+        case Rounding.STOCHASTIC:
+            return random is not None and random < rest
+
+
+def _overflow(fmt: Format, overflow: Overflow) -> float:
+    """Return the magnitude that stands for everything beyond `max`."""
+    if overflow is Overflow.IEEE and fmt.has_nan:
+        return math.inf if fmt.has_inf else math.nan
+    return fmt.max
+
+
+def _signed(magnitude: float, negative: bool, fmt: Format) -> float:
+    """Return the magnitude with its sign; a zero has one only where the format has -0."""
+    if magnitude == 0 and not fmt.has_negative_zero:
+        return 0.0
+    return -magnitude if negative else magnitude
+
+
+def decode(code: int, fmt: str | AnyFormat) -> float:
+    """Return the value of a bit pattern, read field by field: sign, exponent, fraction.
+
+    NaN and infinity where `Specials` says so; -0 where the format has it; the subnormal codes of
+    a format that flushes them are zeros.  Integers are two's complement; their lowest code (-128
+    in int8), which rounding never produces, is read all the same.
+    Raises `ValueError` for a code outside 0 .. 2^bits - 1.
+    """
+    grid = _grid(fmt)
+    if not 0 <= code < 2**grid.bits:
+        msg = f"expected a code of {grid.name} in 0 .. 2^{grid.bits} - 1; got {code}"
+        raise ValueError(msg)
+    if grid.is_integer:
+        number = code - 2**grid.bits if grid.signed and code >> (grid.bits - 1) else code
+        return number * grid.quantum
+
+    top = 2**grid.exp_bits - 1
+    fraction = code % 2**grid.man_bits
+    exponent = (code >> grid.man_bits) % 2**grid.exp_bits
+    negative = grid.signed and code >> (grid.bits - 1) == 1
+    match grid.specials:
+        case Specials.IEEE if exponent == top:
+            return math.nan if fraction else -math.inf if negative else math.inf
+        case Specials.FN if exponent == top and fraction == 2**grid.man_bits - 1:
+            return math.nan
+        case Specials.FNUZ if negative and exponent == fraction == 0:
+            return math.nan
+    if exponent == 0 and grid.has_zero:
+        magnitude = fraction * grid.quantum if grid.subnormals else 0.0
+    else:
+        magnitude = 2.0 ** (exponent - grid.bias) * (1 + fraction * grid.eps)
+    return -magnitude if negative else magnitude
+
+
+def encode(value: SupportsFloat, fmt: str | AnyFormat) -> int:
+    """Return the bit pattern of a value of the format.
+
+    NaN has many codes in most formats; the answer is the positive quiet one with no payload.
+    Raises `ValueError` for a number that is not a value of the format: `round` it first.
+    """
+    grid = _grid(fmt)
+    hidden: int = 2**grid.man_bits  # steps in a binade, and so the place of the exponent field
+    top: int = (2**grid.exp_bits - 1) * hidden
+    sign_bit: int = 2 ** (grid.bits - 1)
+    if is_nan(value) and grid.has_nan:
+        nans = {Specials.IEEE: top + hidden // 2, Specials.FN: top + hidden - 1}
+        return nans.get(grid.specials, sign_bit)
+    sign = sign_bit if grid.signed and is_negative(value) else 0
+    if is_infinite(value) and grid.has_inf:
+        return sign + top
+    if is_nan(value) or is_infinite(value) or round(value, grid) != exact(value):
+        msg = f"{value!r} is not a value of {grid!r}: round it first"
+        raise ValueError(msg)
+
+    steps, spacing, _ = cut(abs(exact(value)), grid)
+    if grid.is_integer:
+        return steps if sign == 0 else (2 * sign_bit - steps) % (2 * sign_bit)
+    if steps < hidden:  # zero or subnormal: no leading one to hide
+        return steps + (sign if steps or grid.has_negative_zero else 0)
+    exponent = floor_log2(spacing * hidden) + grid.bias
+    return sign + exponent * hidden + (steps - hidden)
+
+
+def values(fmt: str | AnyFormat) -> list[float]:
+    """Every finite value, ascending, found by decoding every code (`Format.values` counts them up).
+
+    -0 and the asymmetric lowest integer are left out.  Meant for formats of at most 16 bits.
+    """
+    grid = _grid(fmt)
+    decoded = {decode(code, grid) for code in range(2**grid.bits)}
+    return sorted(v + 0.0 for v in decoded if grid.min <= v <= grid.max)
+
+
+def exact(x: SupportsFloat) -> Fraction:
+    """Return a finite number as the fraction that it is; NaN and infinities raise."""
+    if isinstance(x, Rational):  # NumPy integers are rationals with NumPy parts, which overflow
+        return Fraction(int(x.numerator), int(x.denominator))
+    ratio = x if hasattr(x, "as_integer_ratio") else float(x)
+    return Fraction(*ratio.as_integer_ratio())
+
+
+def is_nan(x: SupportsFloat) -> bool:
+    """Whether x is a NaN; raises `TypeError` where x is not a number at all."""
+    if isinstance(x, str | bytes) or not hasattr(x, "__float__"):
+        msg = f"expected one real number, such as 0.1 or Fraction(1, 3); got {x!r}"
+        raise TypeError(msg)
+    return bool(x != x)  # noqa: PLR0124 (only a NaN differs from itself)
+
+
+def is_infinite(x: SupportsFloat) -> bool:
+    """Whether x is an infinity (a huge int or fraction is not, though float() would fail on it)."""
+    return bool(x in (math.inf, -math.inf))
+
+
+def is_negative(x: SupportsFloat) -> bool:
+    """Whether x carries a minus sign; -0.0 does."""
+    return bool(x < 0 or (x == 0 and math.copysign(1, float(x)) < 0))  # type: ignore[operator]
+
+
+def _grid(fmt: str | AnyFormat) -> Format:
+    """Return the format; one that shares a scale is no grid for a single number."""
+    found = resolve(fmt)
+    if isinstance(found, Format):
+        return found
+    msg = (
+        f"{found.name} is a scaled format, and one number has no tensor to share a scale with: "
+        f"pass its element, precsim.format({found.name!r}).element, and x / scale"
+    )
+    raise ValueError(msg)

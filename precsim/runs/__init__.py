@@ -1,0 +1,1 @@
+"""Training runs: data, the loop, and what a run leaves on disk."""

@@ -59,7 +59,7 @@ def quantize(
     """
     fmt = format(fmt)
     mode, beyond = _modes(fmt, rounding, overflow)
-    x = _as_float(x)
+    x = as_float(x)
     xp = array_module(x)
     source = xp.asarray(x, order="C")
     target = xp.empty_like(source) if out is None else out
@@ -72,9 +72,10 @@ def quantize(
     words = _random_words(x, random) if mode is Rounding.STOCHASTIC else None
     if isinstance(fmt, Scaled):
         scale = scale_of(source, fmt)
-        xp.divide(source, scale, out=target)
-        round_into(target, target, fmt.element, mode, Overflow.SATURATE, words)
-        xp.multiply(target, scale, out=target)
+        with np.errstate(all="ignore"):
+            xp.divide(source, scale, out=target)
+            round_into(target, target, fmt.element, mode, Overflow.SATURATE, words)
+            xp.multiply(target, scale, out=target)
     else:
         round_into(source, target, fmt, mode, beyond, words)
     return target if target.ndim or out is not None else target[()]
@@ -304,16 +305,16 @@ def _modes(
 ) -> tuple[Rounding, Overflow]:
     """Resolve names and the default overflow; a wrong name raises with the list of right ones."""
     element = fmt.element if isinstance(fmt, Scaled) else fmt
-    if overflow is None or not element.has_nan:
-        overflow = Overflow.IEEE if element.has_nan else Overflow.SATURATE
+    if overflow is None:
+        overflow = Overflow.IEEE
     for value, kind in ((rounding, Rounding), (overflow, Overflow)):
         if value not in set(kind):
             msg = f"unknown {kind.__name__.lower()} {value!r}: expected one of {', '.join(kind)}"
             raise ValueError(msg)
-    return Rounding(rounding), Overflow(overflow)
+    return Rounding(rounding), Overflow(overflow) if element.has_nan else Overflow.SATURATE
 
 
-def _as_float(x: npt.ArrayLike) -> Array:
+def as_float(x: npt.ArrayLike) -> Array:
     """Return x as a float32 or float64 array of its own array module."""
     array: Any = x if hasattr(x, "__array_namespace__") else np.asarray(x)
     if array.dtype.kind not in "fiub":

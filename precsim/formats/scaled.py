@@ -31,7 +31,8 @@ class Scaled:
 
     Edge cases: a group of zeros has scale 1; where amax is so small that the scale would be a
     float32 zero, the smallest float32 is used.  A NaN or infinity in a group makes its scale, and
-    with it every value of the group, NaN (as OCP MX and torchao do): nothing is hidden.
+    with it every value of the group, NaN (as OCP MX and torchao do): nothing is hidden.  So does
+    a float64 amax too large for a float32 scale.
     Values beyond ``scale * max``, which only the rounding of the scale can produce, saturate.
     """
 

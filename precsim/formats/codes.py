@@ -1,0 +1,153 @@
+"""Bit patterns of whole arrays: values to codes and back.
+
+A code is almost a counter.  With the sign aside, the values of a float format in ascending order
+have the codes 0, 1, 2, ... through all the binades, subnormals included, because the exponent
+field sits above the fraction and a full fraction carries into it.  So the code of
+``steps * 2^(e - man_bits)``, with e the exponent (no less than `emin`) and the leading one counted
+in `steps`, is ``(e - emin) * 2^man_bits + steps``: no case for subnormals is needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from precsim.formats.format import Format, Specials
+from precsim.formats.kernels import Array, array_module, as_float, quantize, scale_of
+from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.registry import AnyFormat, element_of, format
+from precsim.formats.scaled import Scaled
+
+
+def code_dtype(fmt: str | AnyFormat) -> np.dtype[Any]:
+    """Return the smallest unsigned integer type that holds the format's codes (uint8 .. uint64)."""
+    return np.min_scalar_type(2 ** element_of(format(fmt)).bits - 1)
+
+
+def encode(
+    x: npt.ArrayLike,
+    fmt: str | AnyFormat,
+    rounding: str | Rounding = Rounding.NEAREST,
+    overflow: str | Overflow | None = None,
+    random: Array | np.random.Generator | int | None = None,
+) -> Any:
+    """Round x as `quantize` does and return the codes of the result, in `code_dtype(fmt)`.
+
+    Every NaN, whatever its sign and payload, becomes the one canonical code: positive and quiet
+    with an empty payload (e5m2 0x7e, fp16 0x7e00), all ones where that is the only NaN (e4m3 0x7f,
+    e8m0 0xff), 0x80 in the FNUZ formats.  Infinities, overflow, NaN in formats without one, and -0
+    follow `quantize`.  Integers are two's complement codes (int8: -1 is 0xff).
+
+    x: any shape; the codes have the same.  For a scaled format the answer is a pair
+    ``(codes, scales)``, with `scales` broadcastable against x.  Raises as `quantize` does.
+    """
+    fmt = format(fmt)
+    if isinstance(fmt, Format):
+        return _codes(quantize(x, fmt, rounding, overflow, random), fmt)
+    values = as_float(x)
+    scales = scale_of(values, fmt)
+    with np.errstate(all="ignore"):
+        elements = quantize(values / scales, fmt.element, rounding, Overflow.SATURATE, random)
+    return _codes(elements, fmt.element), scales.astype(np.float32)
+
+
+def decode(
+    codes: npt.ArrayLike,
+    fmt: str | AnyFormat,
+    dtype: npt.DTypeLike = np.float64,
+    scales: npt.ArrayLike | None = None,
+) -> Array:
+    """Return the values that the codes stand for, as float64 or float32.
+
+    NaN codes of any sign and payload give NaN, infinity codes infinities, the code of -0 gives
+    -0.0.  The subnormal codes of a format that flushes them give zeros.  The lowest two's
+    complement code (int8 0x80), which `encode` never makes, reads as -128.
+
+    codes: integers of any shape.  `scales` is required for a scaled format and refused for others.
+    Raises `TypeError` for codes that are not integers and `ValueError` for codes outside
+    0 .. 2^bits - 1, and for a `dtype` that cannot hold every value of the format.
+    """
+    fmt = format(fmt)
+    element = element_of(fmt)
+    carrier = {"float32": "fp32", "float64": "fp64"}.get(np.dtype(dtype).name)
+    if carrier is None or not element_of(format(carrier)).contains(element):
+        msg = f"{np.dtype(dtype)} is no home for every value of {element!r}: use float64"
+        raise ValueError(msg)
+    if isinstance(fmt, Scaled) != (scales is not None):
+        wanted = "the scales that encode returned" if isinstance(fmt, Scaled) else "no scales"
+        msg = f"decoding {fmt.name} takes {wanted}; got {'none' if scales is None else 'some'}"
+        raise ValueError(msg)
+    with np.errstate(all="ignore"):  # the codes of infinity and NaN, read as numbers, overflow
+        values = _values(_checked(codes, element), element).astype(dtype, copy=False)
+        if scales is not None:
+            values *= array_module(values).asarray(scales, dtype)
+    return values[()]
+
+
+def _codes(values: Array, fmt: Format) -> Array:
+    """Return the codes of values that lie on the format's grid already."""
+    xp = array_module(values)
+    sign_place, hidden = fmt.bits - 1, 1 << fmt.man_bits
+    if fmt.is_integer:
+        steps = (values / fmt.quantum).astype(np.int64)
+        return (steps & ((1 << fmt.bits) - 1)).astype(code_dtype(fmt))[()]
+
+    magnitude = xp.where(xp.isfinite(values), xp.abs(values), 0)
+    exponent = xp.where(magnitude < fmt.smallest_normal, fmt.emin, xp.frexp(magnitude)[1] - 1)
+    steps = xp.ldexp(magnitude, (fmt.man_bits - exponent).astype(np.int32)).astype(np.int64)
+    below = 0 if fmt.has_zero else hidden  # without zero, exponent field 0 has a leading one too
+    codes = ((exponent.astype(np.int64) - fmt.emin) * hidden + steps - below).astype(np.uint64)
+
+    top = ((1 << fmt.exp_bits) - 1) * hidden
+    if fmt.has_inf:
+        codes = xp.where(xp.isinf(values), np.uint64(top), codes)
+    if fmt.signed:
+        codes = codes | xp.signbit(values).astype(np.uint64) << np.uint64(sign_place)
+    if fmt.has_nan:
+        nans = {Specials.IEEE: top + hidden // 2, Specials.FN: top + hidden - 1}
+        nan = np.uint64(nans.get(fmt.specials, 1 << sign_place))
+        codes = xp.where(xp.isnan(values), nan, codes)
+    return codes.astype(code_dtype(fmt))[()]  # type: ignore[no-any-return]
+
+
+def _values(codes: Array, fmt: Format) -> Array:
+    """Return the values of codes, given as uint64 within range, as float64."""
+    xp = array_module(codes)
+    sign_place, hidden = fmt.bits - 1, 1 << fmt.man_bits
+    negative = codes >> np.uint64(sign_place) == 1 if fmt.signed else xp.zeros_like(codes, bool)
+    if fmt.is_integer:
+        number = codes.astype(np.int64) - (negative.astype(np.int64) << fmt.bits)
+        return number * fmt.quantum  # type: ignore[no-any-return]
+
+    magnitude = (codes & np.uint64((1 << fmt.bits - fmt.signed) - 1)).astype(np.int64)
+    exponent, fraction = magnitude // hidden, magnitude % hidden
+    lowest = 1 if fmt.has_zero else 0  # below this exponent field there is no leading one
+    steps = xp.where(exponent < lowest, fraction if fmt.subnormals else 0, hidden + fraction)
+    shift = xp.maximum(exponent, lowest) - fmt.bias - fmt.man_bits
+    values = xp.ldexp(steps.astype(np.float64), shift.astype(np.int32))
+
+    top = ((1 << fmt.exp_bits) - 1) * hidden
+    if fmt.specials is Specials.IEEE:
+        values = xp.where(magnitude == top, np.inf, xp.where(magnitude > top, np.nan, values))
+    elif fmt.specials is Specials.FN:
+        values = xp.where(magnitude == top + hidden - 1, np.nan, values)
+    elif fmt.specials is Specials.FNUZ:
+        values = xp.where(negative & (magnitude == 0), np.nan, values)
+    return xp.where(negative, -values, values)  # type: ignore[no-any-return]
+
+
+def _checked(codes: npt.ArrayLike, fmt: Format) -> Array:
+    """Return the codes as uint64, or raise where one of them is no code of the format."""
+    array: Any = codes if hasattr(codes, "__array_namespace__") else np.asarray(codes)
+    if array.dtype.kind not in "iu":
+        msg = f"expected integer codes of {fmt.name}; got dtype {array.dtype}: encode values first"
+        raise TypeError(msg)
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    if low < 0 or high >= 1 << fmt.bits:
+        hint = f"; view signed codes as {code_dtype(fmt)}" if low < 0 else ""
+        wrong = low if low < 0 else high
+        msg = f"expected codes of {fmt.name} in 0 .. {(1 << fmt.bits) - 1}; got {wrong}{hint}"
+        raise ValueError(msg)
+    return array.astype(np.uint64)  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Networks and optimizers, written in ops: functional pieces, a GPT, SGD and AdamW, loss scaling."""

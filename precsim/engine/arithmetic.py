@@ -1,0 +1,80 @@
+"""Matmuls and sums with the accumulator that the policy asks for.
+
+A dot product is exact products and a running total; what the total is kept in decides how much of
+it survives (Wang et al. 2018; the "14 bits" of DeepSeek-V3, section 3.3.2).  With no accumulator
+named, the total is as wide as the carrier and BLAS computes it.  A narrow one is a loop over the
+contraction, whole arrays at a time: products in the carrier, one rounding per addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from precsim.engine.precision import Accumulator
+from precsim.formats.kernels import quantize
+from precsim.formats.modes import Rounding
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What an op's forward computes with: array module, carrier dtype and accumulator.
+
+    `draw(shape, start)` gives the random words for accumulators that round stochastically.
+    """
+
+    xp: Any
+    carrier: str
+    accumulator: Accumulator | None = None
+    draw: Callable[[tuple[int, ...], int], Array] | None = None
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Multiply (..., M, K) by (K, N) or (..., K, N)."""
+        folded = a.ndim > 2 and b.ndim == 2
+        left = a.reshape(-1, a.shape[-1]) if folded else a
+        if self.accumulator is None:
+            product = left @ b
+        else:
+            product = self._accumulate(
+                left.shape[-1],
+                lambda start, stop: left[..., start:stop] @ b[..., start:stop, :],
+            )
+        return product.reshape(*a.shape[:-1], b.shape[-1]) if folded else product
+
+    def sum(self, x: Array, axis: int | tuple[int, ...] | None, *, keepdims: bool = False) -> Array:
+        """Sum along one axis, several, or all of them."""
+        if self.accumulator is None or x.size == 0:
+            return np.asarray(x.sum(axis=axis, keepdims=keepdims))
+        axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+        first = tuple(a % x.ndim for a in axes)
+        kept = [a for a in range(x.ndim) if a not in first]
+        terms = x.transpose(*first, *kept).reshape(-1, *(x.shape[a] for a in kept))
+        total = self._accumulate(terms.shape[0], lambda start, stop: terms[start:stop].sum(axis=0))
+        shape = tuple(1 if a in first else n for a, n in enumerate(x.shape))
+        return total.reshape(shape) if keepdims else total
+
+    def _accumulate(self, length: int, part: Callable[[int, int], Array]) -> Array:
+        """Add up ``part(start, stop)`` over the contraction, rounding the total at each step."""
+        unit = self.accumulator
+        assert unit is not None
+        total: Any = 0.0
+        outer: Any = 0.0
+        rounded = 0  # elements that drew random words so far
+        for start in range(0, length, unit.every):
+            stop = min(start + unit.every, length)
+            term = np.asarray(part(start, stop))
+            words = None
+            if unit.rounding is Rounding.STOCHASTIC and self.draw is not None:
+                words = self.draw(term.shape, rounded)
+                rounded += term.size
+            total = quantize(total + term, unit.format, unit.rounding, random=words)
+            if unit.chunk and (stop % unit.chunk == 0 or stop == length):
+                outer = quantize(outer + total, unit.outer)
+                total = 0.0
+        return np.asarray(outer if unit.chunk else total)

@@ -1,0 +1,261 @@
+"""The primitive ops: each one statement, its forward and its backward rules together.
+
+A backward rule is ``lambda g, out, *operands, **params`` and is written in these same ops, so its
+arithmetic is rounded and observed like any other.  Broadcasting is undone by the tape (`sum_to`).
+Fused kernels (softmax, layer norm, GELU, cross-entropy) are in `kernels.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from precsim.engine.arithmetic import Arithmetic, Array
+from precsim.engine.dispatch import primitive
+from precsim.engine.tensor import Tensor
+
+# Movement: values change places, none is rounded.
+
+
+@primitive("movement", vjps=(lambda g, out, x, shape: reshape(g, shape=x.shape),))
+def reshape(m: Arithmetic, x: Array, shape: tuple[int, ...]) -> Array:
+    """Return the values in another shape; raise `ValueError` if the sizes differ."""
+    return x.reshape(shape)
+
+
+@primitive(
+    "movement", vjps=(lambda g, out, x, first, second: swapaxes(g, first=first, second=second),)
+)
+def swapaxes(m: Arithmetic, x: Array, first: int, second: int) -> Array:
+    """Return the tensor with two axes exchanged."""
+    return x.swapaxes(first, second)
+
+
+@primitive("movement", vjps=(lambda g, out, x, shape: sum_to(g, shape=x.shape),))
+def broadcast_to(m: Arithmetic, x: Array, shape: tuple[int, ...]) -> Array:
+    """Repeat the values along new or one-element axes."""
+    return m.xp.broadcast_to(x, shape)  # type: ignore[no-any-return]
+
+
+@primitive("movement", vjps=(lambda g, out, x, index: unslice(g, index=index, shape=x.shape),))
+def slice_(m: Arithmetic, x: Array, index: Any) -> Array:
+    """Return ``x[index]`` for a basic index (integers and slices)."""
+    return x[index]
+
+
+@primitive("movement", vjps=(lambda g, out, x, index, shape: slice_(g, index=index),))
+def unslice(m: Arithmetic, x: Array, index: Any, shape: tuple[int, ...]) -> Array:
+    """Put the values at ``index`` of zeros of `shape`."""
+    whole = m.xp.zeros(shape, x.dtype)
+    whole[index] = x
+    return whole  # type: ignore[no-any-return]
+
+
+@primitive("movement", vjps=(lambda g, out, x, ids: scatter_add(g, ids=ids, rows=x.shape[0]),))
+def gather(m: Arithmetic, x: Array, ids: Array) -> Array:
+    """Return the rows ``x[ids]``, as an embedding does; ids has any shape."""
+    return x[ids]
+
+
+@primitive("movement", vjps=(lambda g, out, x: g,))
+def carry(m: Arithmetic, x: Array) -> Array:
+    """Bring values into the carrier of the policy in force (see `Policy.arithmetic`)."""
+    return x.astype(m.carrier)
+
+
+@primitive("cast", vjps=(lambda g, out, x, to=None, like=None: cast(g, like=x.format),))
+def cast(m: Arithmetic, x: Array, to: Any = None, like: Any = None) -> Array:
+    """Change the format: to the precision `to`, or (a gradient) as the policy says, else `like`.
+
+    Its gradient goes straight through, saturated values included, back to the operand's format.
+    """
+    return x
+
+
+# Elementwise: one operation, one rounding.
+
+
+@primitive(vjps=(lambda g, out, a, b: g, lambda g, out, a, b: g))
+def add(m: Arithmetic, a: Array, b: Array) -> Array:
+    """Return a + b."""
+    return a + b
+
+
+@primitive()
+def accumulate(m: Arithmetic, a: Array, b: Array) -> Array:
+    """Add two gradients of one value that was used twice (an `add` with a name of its own)."""
+    return a + b
+
+
+@primitive(vjps=(lambda g, out, a, b: g, lambda g, out, a, b: neg(g)))
+def sub(m: Arithmetic, a: Array, b: Array) -> Array:
+    """Return a - b."""
+    return a - b
+
+
+@primitive(vjps=(lambda g, out, a, b: mul(g, b), lambda g, out, a, b: mul(g, a)))
+def mul(m: Arithmetic, a: Array, b: Array) -> Array:
+    """Return a * b."""
+    return a * b
+
+
+@primitive(vjps=(lambda g, out, a, b: div(g, b), lambda g, out, a, b: neg(div(mul(g, out), b))))
+def div(m: Arithmetic, a: Array, b: Array) -> Array:
+    """Return a / b; x/0 is an infinity and 0/0 NaN, as in IEEE 754."""
+    return a / b
+
+
+@primitive(vjps=(lambda g, out, x: neg(g),))
+def neg(m: Arithmetic, x: Array) -> Array:
+    """Return -x (exact in every format with a sign)."""
+    return -x
+
+
+@primitive(vjps=(lambda g, out, x: mul(g, out),))
+def exp(m: Arithmetic, x: Array) -> Array:
+    """Return e^x; overflows in fp16 from x = 11.09."""
+    return m.xp.exp(x)  # type: ignore[no-any-return]
+
+
+@primitive(vjps=(lambda g, out, x: div(g, x),))
+def log(m: Arithmetic, x: Array) -> Array:
+    """Return the natural logarithm; log(0) = -inf, NaN below."""
+    return m.xp.log(x)  # type: ignore[no-any-return]
+
+
+@primitive(vjps=(lambda g, out, x: div(mul(g, 0.5), out),))
+def sqrt(m: Arithmetic, x: Array) -> Array:
+    """Return the square root; NaN for negative x."""
+    return m.xp.sqrt(x)  # type: ignore[no-any-return]
+
+
+@primitive(vjps=(lambda g, out, x: mul(g, mul(x, 2.0)),))
+def square(m: Arithmetic, x: Array) -> Array:
+    """Return x * x."""
+    return x * x
+
+
+@primitive(vjps=(lambda g, out, x: mul(g, sub(1.0, square(out))),))
+def tanh(m: Arithmetic, x: Array) -> Array:
+    """Return the hyperbolic tangent."""
+    return m.xp.tanh(x)  # type: ignore[no-any-return]
+
+
+@primitive(vjps=(lambda g, out, x: mul(g, heaviside(x)),))
+def relu(m: Arithmetic, x: Array) -> Array:
+    """Return max(x, 0); NaN stays NaN."""
+    return m.xp.maximum(x, 0)  # type: ignore[no-any-return]
+
+
+@primitive()
+def heaviside(m: Arithmetic, x: Array) -> Array:
+    """Return 1 where x > 0, else 0."""
+    return (x > 0).astype(x.dtype)
+
+
+@primitive(vjps=(lambda g, out, x, keep: mask(g, keep=keep),))
+def mask(m: Arithmetic, x: Array, keep: Array) -> Array:
+    """Return x where `keep` is true, else zero; no constant stands in for -infinity anywhere."""
+    return m.xp.where(keep, x, 0)  # type: ignore[no-any-return]
+
+
+# Reductions and products: the accumulator decides what the running total keeps.
+
+
+@primitive(
+    "reduction", vjps=(lambda g, out, x, axis=None, keepdims=False: _spread(g, x, axis, keepdims),)
+)
+def sum_(
+    m: Arithmetic, x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
+) -> Array:
+    """Return the sum along `axis` (None: of all elements)."""
+    return m.sum(x, axis, keepdims=keepdims)
+
+
+@primitive("reduction", vjps=(lambda g, out, x, shape: broadcast_to(g, shape=x.shape),))
+def sum_to(m: Arithmetic, x: Array, shape: tuple[int, ...]) -> Array:
+    """Sum over the axes along which `shape` was broadcast to x's shape."""
+    extra = x.ndim - len(shape)
+    axes = (*range(extra), *(extra + i for i, n in enumerate(shape) if n != x.shape[extra + i]))
+    return m.sum(x, axes, keepdims=True).reshape(shape)
+
+
+@primitive("reduction", vjps=(lambda g, out, x, axis, keep=None: mul(g, _is_max(out, x, axis)),))
+def amax(m: Arithmetic, x: Array, axis: int, keep: Array | None = None) -> Array:
+    """Return the largest value along `axis`, which stays with one element; NaN if any is NaN.
+
+    Elements where `keep` is false do not count; where none counts, the result is -inf.
+    """
+    shown = x if keep is None else m.xp.where(keep, x, -m.xp.inf)
+    return m.xp.asarray(shown.max(axis=axis, keepdims=True))  # type: ignore[no-any-return]
+
+
+@primitive("reduction", vjps=(lambda g, out, x, ids, rows: gather(g, ids=ids),))
+def scatter_add(m: Arithmetic, x: Array, ids: Array, rows: int) -> Array:
+    """Add each vector of x to the row that `ids` names, of `rows`: an embedding's gradient."""
+    flat = x.reshape(-1, x.shape[-1])
+    one_hot = (m.xp.arange(rows)[:, None] == ids.reshape(1, -1)).astype(x.dtype)  # (rows, N)
+    return m.matmul(one_hot, flat)
+
+
+@primitive(
+    "matmul",
+    vjps=(lambda g, out, a, b: matmul(g, _transpose(b)), lambda g, out, a, b: _right(g, a, b)),
+)
+def matmul(m: Arithmetic, a: Array, b: Array) -> Array:
+    """Return the matrix product of (..., M, K) and (K, N) or (..., K, N).
+
+    Raises `ValueError` if the contracted lengths differ or an operand has fewer than two axes.
+    """
+    _check_matmul(a, b)
+    return m.matmul(a, b)
+
+
+def _check_matmul(a: Array, b: Array) -> None:
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        msg = f"matmul: expected shapes (..., M, K) and (..., K, N); got {a.shape} and {b.shape}"
+        raise ValueError(msg)
+
+
+@primitive(
+    "matmul",
+    vjps=(
+        lambda g, out, x, weight, bias: matmul(g, _transpose(weight)),
+        lambda g, out, x, weight, bias: _right(g, x, weight),
+        lambda g, out, x, weight, bias: sum_to(g, shape=bias.shape),
+    ),
+)
+def linear(m: Arithmetic, x: Array, weight: Array, bias: Array) -> Array:
+    """Return x @ weight + bias, rounded once: the bias joins the sum in the accumulator's register.
+
+    Raises `ValueError` as `matmul` does.
+    """
+    _check_matmul(x, weight)
+    y = m.matmul(x, weight)
+    y += bias
+    return y
+
+
+def _transpose(x: Tensor) -> Tensor:
+    return swapaxes(x, first=-1, second=-2)
+
+
+def _right(g: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Gradient of the right operand; a shared one (a weight) sums over all leading axes at once."""
+    if b.ndim == 2 and a.ndim > 2:
+        a = reshape(a, shape=(-1, a.shape[-1]))
+        g = reshape(g, shape=(-1, g.shape[-1]))
+    return matmul(_transpose(a), g)
+
+
+def _spread(g: Tensor, x: Tensor, axis: Any, keepdims: bool) -> Tensor:
+    """Gradient of a sum: the same g for every term."""
+    if axis is not None and not keepdims:
+        axes = {a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis)}
+        g = reshape(g, shape=tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
+    return broadcast_to(g, shape=x.shape)
+
+
+def _is_max(largest: Tensor, x: Tensor, axis: int) -> Array:
+    """Return 1 where x is the maximum along its axis, else 0; ties share it equally."""
+    hit = x.data == largest.data
+    return hit / hit.sum(axis=axis, keepdims=True)  # type: ignore[no-any-return]

@@ -1,0 +1,258 @@
+"""A policy says in which format every tensor lives: weights, activations, gradients, states.
+
+It is a frozen value: print it, compare it, change one field with `dataclasses.replace`, parse it
+back from its string.  Every tensor that an op makes plays one *role* (below), and each role has a
+field here of the same name.  Rules refine that by op, role and scope, which is how op lists in the
+manner of PyTorch's autocast are written.
+
+    Policy.parse("activations=fp16 gradients=fp16 weights=fp16 master_weights=fp32")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Any
+
+from precsim.engine.precision import Accumulator, Precision
+from precsim.formats.registry import AnyFormat
+
+PHASES = {
+    "activations": "forward",
+    "loss": "forward",
+    "gradients": "backward",
+    "weight_gradients": "backward",
+    "update": "update",
+    "optimizer_state": "update",
+    "master_weights": "update",
+    "weights": "update",
+}
+"""Role of a tensor -> phase of the training step in which it is made."""
+
+CARRIERS = {"exact": "float64", "fast": "float32"}
+
+
+class Granularity(StrEnum):
+    """Where softmax, layer norm, GELU and cross-entropy round."""
+
+    KERNEL = "kernel"
+    """Once, at the output, as a fused kernel does that is wide inside."""
+    PRIMITIVE = "primitive"
+    """After every elementary step, as the formula in a textbook would be run."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An exception to the roles' formats, for the ops, roles and scopes that match (globs).
+
+    `op` matches an op's name or its kind ("elementwise", "matmul", "reduction", "kernel").
+    `inputs` casts the operands first (`gradient_inputs` those that are gradients; None: the same),
+    in an op of its own, visible in a trace; `output` and `accumulator` replace the role's.
+    In a matmul with shared scales these run along the contraction (`Precision.for_operand`).
+    """
+
+    op: str = "*"
+    role: str = "*"
+    scope: str = "*"
+    inputs: Precision | None = None
+    gradient_inputs: Precision | None = None
+    output: Precision | None = None
+    accumulator: Accumulator | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "gradient_inputs", "output"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, Precision.parse(value))
+        if self.accumulator is not None:
+            object.__setattr__(self, "accumulator", Accumulator.parse(self.accumulator))
+
+    def matches(self, op: str, kind: str, role: str, scope: str) -> bool:
+        """Return whether the rule speaks about this op."""
+        return (
+            (fnmatchcase(op, self.op) or fnmatchcase(kind, self.op))
+            and fnmatchcase(role, self.role)
+            and fnmatchcase(scope, self.scope)
+        )
+
+    def __str__(self) -> str:
+        set_fields = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return ",".join(f"{name}={value}" for name, value in set_fields if value not in (None, "*"))
+
+    @classmethod
+    def parse(cls, text: str | Rule) -> Rule:
+        """Read what `str` wrote: "op=matmul,inputs=e4m3:tensor,output=bf16"."""
+        if isinstance(text, Rule):
+            return text
+        return cls(**_read_fields(text.split(","), cls, "rule"))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What `Policy.decide` says about one op: operand casts, output format, accumulator."""
+
+    casts: tuple[Precision | None, ...]
+    output: Precision
+    format: AnyFormat
+    accumulator: Accumulator | None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The formats of one training run, by role; strings are accepted and parsed.
+
+    A value is a `Precision`: "fp16", "e5m2:saturate", "int8:row:stochastic", or "widest": the
+    widest format among the inputs, so that ops follow their operands as in PyTorch.
+    `weights` is the copy that the forward pass reads; `master_weights` the copy that the optimizer
+    updates ("none": it updates `weights` itself); `loss` the loss after scaling; `update` the
+    arithmetic of the optimizer.  `accumulator` (None: as wide as the carrier) narrows the running
+    sum inside matmuls and sums.
+
+    `arithmetic="exact"` computes in float64 and rounds once: right for every format up to fp32, in
+    every rounding mode.  "fast" computes in float32: for + - * / sqrt still right for rounding to
+    nearest with at most 11 significand bits (Figueroa 1995: 2p + 2 <= 24); directed and stochastic
+    modes and tf32's subnormal products then see an operand that was rounded once already.
+
+    Raises `ValueError` for unknown formats, roles, arithmetic or granularity, and for fp64 in
+    "fast" arithmetic.
+    """
+
+    weights: Precision = field(default=Precision("fp32"))
+    activations: Precision = field(default=Precision("fp32"))
+    loss: Precision = field(default=Precision("fp32"))
+    gradients: Precision = field(default=Precision("fp32"))
+    weight_gradients: Precision = field(default=Precision("fp32"))
+    update: Precision = field(default=Precision("fp32"))
+    optimizer_state: Precision = field(default=Precision("fp32"))
+    master_weights: Precision = field(default=Precision("none"))
+    accumulator: Accumulator | None = None
+    rules: tuple[Rule, ...] = ()
+    arithmetic: str = "exact"
+    granularity: Granularity = Granularity.KERNEL
+
+    def __post_init__(self) -> None:
+        for role in PHASES:
+            object.__setattr__(self, role, Precision.parse(getattr(self, role)))
+        if self.accumulator is not None:
+            object.__setattr__(self, "accumulator", Accumulator.parse(self.accumulator))
+        object.__setattr__(self, "rules", tuple(Rule.parse(r) for r in self.rules))
+        if self.arithmetic not in CARRIERS:
+            msg = f"unknown arithmetic {self.arithmetic!r}: expected 'exact' or 'fast'"
+            raise ValueError(msg)
+        if self.granularity not in set(Granularity):
+            msg = f"unknown granularity {self.granularity!r}: expected 'kernel' or 'primitive'"
+            raise ValueError(msg)
+        object.__setattr__(self, "granularity", Granularity(self.granularity))
+        for role in PHASES:
+            if role != "master_weights" and getattr(self, role).format == "none":
+                msg = f"{role}=none: only master_weights can be absent; expected a format"
+                raise ValueError(msg)
+        for precision in self._precisions():
+            precision.check(self.carrier)
+        object.__setattr__(self, "_decided", {})  # of `decide`: the same few ops, step after step
+
+    @classmethod
+    def uniform(cls, fmt: str, **changes: object) -> Policy:
+        """Everything in one format: weights, activations, gradients, updates, states, no master.
+
+        `changes` are fields of `Policy` that differ, e.g. ``master_weights="fp32"``.
+        """
+        roles = dict.fromkeys(PHASES, fmt) | {"master_weights": "none"}
+        return cls(**(roles | changes))  # type: ignore[arg-type]
+
+    @property
+    def carrier(self) -> str:
+        """Dtype in which ops are computed before they are rounded: float64 or float32."""
+        return CARRIERS[self.arithmetic]
+
+    @property
+    def has_master(self) -> bool:
+        """Whether the optimizer keeps a copy of the weights of its own."""
+        return self.master_weights.format != "none"
+
+    def decide(
+        self,
+        op: str,
+        kind: str,
+        role: str,
+        scope: str,
+        formats: tuple[AnyFormat | None, ...],
+        are_gradients: tuple[bool, ...],
+    ) -> Decision:
+        """Return what to do about one op, given the formats that its operands lie on.
+
+        Raises `ValueError` where "widest" has no answer (e4m3 and e5m2: neither holds the other).
+        """
+        key = (op, role, scope, are_gradients, *(f and f.name for f in formats))
+        decided: dict[object, Decision] = self._decided  # type: ignore[attr-defined]
+        if key not in decided:
+            decided[key] = self._decide(op, kind, role, scope, formats, are_gradients)
+        return decided[key]
+
+    def _decide(
+        self,
+        op: str,
+        kind: str,
+        role: str,
+        scope: str,
+        formats: tuple[AnyFormat | None, ...],
+        are_gradients: tuple[bool, ...],
+    ) -> Decision:
+        rule = next((r for r in self.rules if r.matches(op, kind, role, scope)), Rule())
+        casts: list[Precision | None] = []
+        for position, (fmt, is_gradient) in enumerate(zip(formats, are_gradients, strict=True)):
+            wanted = rule.gradient_inputs if is_gradient and rule.gradient_inputs else rule.inputs
+            if wanted is not None and kind == "matmul":
+                wanted = wanted.for_operand(position)
+            differs = wanted is not None and fmt is not None and wanted.resolve(formats) != fmt
+            casts.append(wanted if differs else None)
+        arriving = tuple(
+            cast.resolve(formats) if cast else fmt for cast, fmt in zip(casts, formats, strict=True)
+        )
+        output = rule.output or getattr(self, role)
+        accumulator = rule.accumulator or self.accumulator
+        return Decision(tuple(casts), output, output.resolve(arriving), accumulator)
+
+    def _precisions(self) -> list[Precision]:
+        listed: list[Precision | None] = [getattr(self, role) for role in PHASES]
+        for rule in self.rules:
+            listed += [rule.inputs, rule.gradient_inputs, rule.output]
+        return [p for p in listed if p is not None]
+
+    def __str__(self) -> str:
+        default = Policy()
+        parts = [f"{role}={getattr(self, role)}" for role in PHASES]
+        parts += [f"rule={rule}" for rule in self.rules]
+        for name in ("accumulator", "arithmetic", "granularity"):
+            if getattr(self, name) != getattr(default, name):
+                parts.append(f"{name}={getattr(self, name)}")
+        return " ".join(parts)
+
+    @classmethod
+    def parse(cls, text: str | Policy) -> Policy:
+        """Read a policy from "role=format ..." pairs, or from one format name (`uniform`).
+
+        Raises `ValueError` for an unknown key or value; `Policy.parse(str(p)) == p` for all p.
+        """
+        if isinstance(text, Policy):
+            return text
+        words = text.split()
+        if len(words) == 1 and "=" not in words[0]:
+            return cls.uniform(words[0])
+        rules = tuple(Rule.parse(w.removeprefix("rule=")) for w in words if w.startswith("rule="))
+        pairs = [w for w in words if not w.startswith("rule=")]
+        return replace(cls(**_read_fields(pairs, cls, "policy")), rules=rules)
+
+
+def _read_fields(pairs: list[str], cls: type, what: str) -> dict[str, Any]:
+    """Split "key=value" words, and raise on a key that is no field of `cls`."""
+    known = [f.name for f in fields(cls)]
+    read: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in known:
+            msg = f"unknown {what} entry {pair!r}: expected key=value with a key of {known}"
+            raise ValueError(msg)
+        read[key] = value
+    return read

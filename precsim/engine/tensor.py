@@ -1,0 +1,167 @@
+"""A tensor: an array of carrier values, the format that they lie on, and how they were made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from precsim.engine.context import current, using
+from precsim.engine.tape import OPS, Node, backward
+from precsim.formats.kernels import array_module
+from precsim.formats.registry import AnyFormat
+
+Array = npt.NDArray[Any]
+
+
+class Tensor:
+    """Values on a format's grid.  Operators dispatch ops, so every result is rounded and observed.
+
+    `format` is None for constants, which take no part in "widest".  `is_weight` marks parameters
+    and what is only cast or moved from them: gradients with respect to it are weight gradients.
+    """
+
+    __slots__ = ("data", "format", "grad", "is_gradient", "is_weight", "name", "node",
+                 "requires_grad")  # fmt: skip
+
+    __array_priority__ = 100  # NumPy arrays on the left give way to Tensor's operators
+
+    def __init__(
+        self,
+        data: Array,
+        format: AnyFormat | None = None,
+        *,
+        requires_grad: bool = False,
+        node: Node | None = None,
+        is_weight: bool = False,
+        is_gradient: bool = False,
+        name: str = "",
+    ) -> None:
+        self.data = data
+        self.format = format
+        self.requires_grad = requires_grad
+        self.node = node
+        self.is_weight = is_weight
+        self.is_gradient = is_gradient
+        self.name = name
+        self.grad: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.data.size
+
+    def numpy(self) -> Array:
+        """Return a copy of the values as a NumPy array in the carrier's dtype."""
+        data: Any = self.data
+        return data.get() if hasattr(data, "get") else np.array(data)
+
+    def item(self) -> float:
+        """Return the value of a tensor with one element; raise `ValueError` for any other."""
+        return float(self.data.item())
+
+    def backward(self, gradient: Tensor | npt.ArrayLike | None = None) -> None:
+        """Fill `.grad` of every leaf below this tensor.
+
+        `gradient` has this tensor's shape (None: 1, for a single element); it is rounded into the
+        policy's gradient format first, as everything is.
+        Raises `ValueError` where no gradient is required or the shape does not fit.
+        """
+        if not self.requires_grad:
+            msg = "backward() on a tensor that no parameter went into: expected requires_grad=True"
+            raise ValueError(msg)
+        if gradient is None and self.size != 1:
+            msg = f"backward() of shape {self.shape} needs a gradient of that shape; got none"
+            raise ValueError(msg)
+        xp = array_module(self.data)
+        seed = xp.ones_like(self.data) if gradient is None else gradient
+        seed = seed if isinstance(seed, Tensor) else Tensor(xp.asarray(seed, self.data.dtype))
+        if seed.shape != self.shape:
+            msg = f"backward(): expected a gradient of shape {self.shape}; got {seed.shape}"
+            raise ValueError(msg)
+        with using(role="gradients", scope="seed", taping=False):
+            backward(self, OPS["cast"].call(seed, like=self.format))
+
+    def detach(self) -> Tensor:
+        """Return the same values, cut off from the tape."""
+        return Tensor(self.data, self.format)
+
+    def reshape(self, *shape: int) -> Tensor:
+        """Return the values in another shape (no rounding)."""
+        return OPS["reshape"].call(self, shape=shape)
+
+    def swapaxes(self, first: int, second: int) -> Tensor:
+        """Return the tensor with two axes exchanged (no rounding)."""
+        return OPS["swapaxes"].call(self, first=first, second=second)
+
+    def sum(self, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
+        """Return the sum along an axis (None: of all elements)."""
+        return OPS["sum"].call(self, axis=axis, keepdims=keepdims)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return OPS["slice"].call(self, index=index)
+
+    def __add__(self, other: Any) -> Tensor:
+        return OPS["add"].call(self, other)
+
+    def __radd__(self, other: Any) -> Tensor:
+        return OPS["add"].call(other, self)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return OPS["sub"].call(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return OPS["sub"].call(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return OPS["mul"].call(self, other)
+
+    def __rmul__(self, other: Any) -> Tensor:
+        return OPS["mul"].call(other, self)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return OPS["div"].call(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return OPS["div"].call(other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return OPS["matmul"].call(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return OPS["matmul"].call(other, self)
+
+    def __neg__(self) -> Tensor:
+        return OPS["neg"].call(self)
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.numpy(), precision=6, threshold=20, separator=", ")
+        fmt = self.format.name if self.format else "constant"
+        extra = ", requires_grad=True" if self.requires_grad else ""
+        return f"tensor({values}, {fmt}{extra})"
+
+
+def as_tensor(value: Any) -> Tensor:
+    """Return `value` as a tensor: a tensor passes through, numbers and arrays become constants.
+
+    Raises `TypeError` for what is not a real number.
+    """
+    if isinstance(value, Tensor):
+        return value
+    carrier = current().policy.carrier
+    array = value if hasattr(value, "__array_namespace__") else np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        msg = f"expected a tensor, an array or a number; got {type(value).__name__} {value!r:.80}"
+        raise TypeError(msg)
+    return Tensor(array.astype(carrier, copy=False))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from precsim.backend import key, normal, uniform, words
+from precsim.backend import BackendError, get_backend, key, normal, to_numpy, uniform, words
 from precsim.backend.random import philox4x64
 
 K = key(0, "block0.attn.softmax", 3, 0)
@@ -65,6 +65,19 @@ def test_array_arithmetic_equals_numpys_cipher(the_key, start, count):
     np.testing.assert_array_equal(words(the_key, count, start, xp=PLAIN), expected)
     expected = uniform(the_key, count, start)
     np.testing.assert_array_equal(uniform(the_key, count, start, xp=PLAIN), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # CuPy warns about its own surroundings as it loads
+def test_a_device_draws_what_numpy_draws():
+    try:
+        cupy = get_backend("cupy")
+    except BackendError as error:
+        pytest.skip(str(error))
+    for draw in (words, uniform):
+        on_device = draw(K, (123, 7), start=11, xp=cupy)
+        assert isinstance(on_device, cupy.ndarray)
+        np.testing.assert_array_equal(to_numpy(on_device), draw(K, (123, 7), start=11))
 
 
 def test_words_are_the_halves_of_numpys_stream_low_half_first():

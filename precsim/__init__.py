@@ -1,1 +1,74 @@
+"""precsim: watch what low precision does to training.
+
+A small transformer is trained in NumPy, and every tensor operation, forward, backward and update,
+is computed wide and rounded once to an emulated number format.  The names below are the public
+surface; ``ps.plot`` needs matplotlib and is loaded when it is first used.
+"""
+
+from typing import Any
+
+from precsim.engine import ops
+from precsim.engine.context import Context, current, scope, using
+from precsim.engine.policy import Policy, Rule
+from precsim.engine.precision import Accumulator, Precision
+from precsim.engine.tensor import Tensor, tensor
+from precsim.formats import exact
+from precsim.formats.codes import decode, encode
+from precsim.formats.explain import explain
+from precsim.formats.format import Format
+from precsim.formats.kernels import quantize
+from precsim.formats.registry import FORMATS, format  # noqa: A004
+from precsim.formats.scaled import Scaled
+from precsim.nn import functional, optim, scaling
+from precsim.nn.gpt import GPT, GPTConfig
+from precsim.observe.counters import Counters, OpCounts
+from precsim.recipes import RECIPES, Recipe, recipe
+from precsim.runs.config import TrainConfig
+from precsim.runs.train import Run, train
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "FORMATS",
+    "GPT",
+    "RECIPES",
+    "Accumulator",
+    "Context",
+    "Counters",
+    "Format",
+    "GPTConfig",
+    "OpCounts",
+    "Policy",
+    "Precision",
+    "Recipe",
+    "Rule",
+    "Run",
+    "Scaled",
+    "Tensor",
+    "TrainConfig",
+    "current",
+    "decode",
+    "encode",
+    "exact",
+    "explain",
+    "format",
+    "functional",
+    "ops",
+    "optim",
+    "quantize",
+    "recipe",
+    "scaling",
+    "scope",
+    "tensor",
+    "train",
+    "using",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plot":
+        from precsim.show import plot
+
+        return plot
+    msg = f"module 'precsim' has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -73,6 +73,20 @@ def specimens(
     return np.concatenate([-positive[::-1], specials[:2], positive, specials[2:]])
 
 
+def assert_same(got: Array, want: Array, inputs: Array, law: str = "same values") -> int:
+    """Check that two arrays hold the same numbers: NaN equals NaN, and -0 does not equal 0.
+
+    Returns how many were compared; raises `AssertionError` with the first input that fails.
+    """
+    if got.shape != want.shape:
+        msg = f"{law}: expected shape {want.shape}, got {got.shape}"
+        raise AssertionError(msg)
+    same = (got == want) & (np.signbit(got) == np.signbit(want)) | (np.isnan(got) & np.isnan(want))
+    for i in np.flatnonzero(~same)[:1]:
+        _fail(law, inputs.ravel()[i], got.ravel()[i], want.ravel()[i])
+    return got.size
+
+
 def check_matches_exact(
     quantize: Quantizer,
     fmt: str | AnyFormat,
@@ -87,20 +101,19 @@ def check_matches_exact(
     takes them.  NaN results are equal whatever their payload.
     """
     x = specimens(fmt) if inputs is None else inputs
-    got = quantize(x)
-    grid, given, results = element_of(resolve(fmt)), x.ravel(), got.ravel()
-    for i in range(given.size):
-        fraction = None if random is None else Fraction(2 * int(random.ravel()[i]) + 1, 2**33)
-        want = exact.round(given[i], grid, rounding, overflow, fraction)
-        if not _same(results[i], want):
-            _fail(f"{grid.name}, {Rounding(rounding).value}", given[i], results[i], want)
-    return given.size
+    grid, mode = element_of(resolve(fmt)), Rounding(rounding)
+    words = [None] * x.size if random is None else random.ravel().tolist()
+    fractions = [None if word is None else Fraction(2 * word + 1, 2**33) for word in words]
+    numbers = zip(x.ravel().tolist(), fractions, strict=True)
+    want = [exact.round(number, grid, mode, overflow, at) for number, at in numbers]
+    law = f"{grid.name}, {mode.value}"
+    return assert_same(quantize(x), np.array(want, np.float64).reshape(x.shape), x, law)
 
 
 def check_idempotent(quantize: Quantizer, fmt: str | AnyFormat, inputs: Array | None = None) -> int:
     """Check that a rounded value stays where it is, bit for bit (NaN stays NaN)."""
     once = quantize(specimens(fmt) if inputs is None else inputs)
-    return _compare("rounding twice", once, quantize(once), once)
+    return assert_same(quantize(once), once, once, "rounding twice")
 
 
 def check_monotone(quantize: Quantizer, fmt: str | AnyFormat, inputs: Array | None = None) -> int:
@@ -130,7 +143,7 @@ def check_sign_symmetric(
     want = -quantize(x)
     if not grid.has_negative_zero:
         want = want + 0.0
-    return _compare("sign symmetry", -x, quantize(-x), want)
+    return assert_same(quantize(-x), want, -x, "sign symmetry")
 
 
 def check_scales(
@@ -150,7 +163,7 @@ def check_scales(
         msg = f"no input lies far enough from both ends of {grid!r} to be scaled by 2^{power}"
         raise ValueError(msg)
     want = np.ldexp(quantize(x), power)
-    return _compare(f"scaling by 2^{power}", x, quantize(np.ldexp(x, power)), want)
+    return assert_same(quantize(np.ldexp(x, power)), want, x, f"scaling by 2^{power}")
 
 
 def check_codes_round_trip(
@@ -261,21 +274,6 @@ def _strategies() -> Any:
     except ModuleNotFoundError as error:
         msg = "strategies need Hypothesis: pip install hypothesis (the check_* laws work without)"
         raise ModuleNotFoundError(msg, name="hypothesis") from error
-
-
-def _compare(law: str, x: Array, got: Array, want: Array) -> int:
-    """Raise with the first element where two arrays differ in a bit, NaN payloads aside."""
-    same = (got == want) & (np.signbit(got) == np.signbit(want)) | (np.isnan(got) & np.isnan(want))
-    for i in np.flatnonzero(~same)[:1]:
-        _fail(law, x.ravel()[i], got.ravel()[i], want.ravel()[i])
-    return x.size
-
-
-def _same(a: float, b: float) -> bool:
-    """Whether two floats are the same value: NaN equals NaN, and -0 does not equal 0."""
-    if math.isnan(a) or math.isnan(b):
-        return math.isnan(a) and math.isnan(b)
-    return bool(a == b) and math.copysign(1, a) == math.copysign(1, b)
 
 
 def _fail(law: str, x: Any, got: Any, want: Any) -> None:

@@ -39,7 +39,7 @@ def broadcast_to(m: Arithmetic, x: Array, shape: tuple[int, ...]) -> Array:
 @primitive("movement", vjps=(lambda g, out, x, index: unslice(g, index=index, shape=x.shape),))
 def slice_(m: Arithmetic, x: Array, index: Any) -> Array:
     """Return ``x[index]`` for a basic index (integers and slices)."""
-    return x[index]
+    return x[index]  # type: ignore[no-any-return]
 
 
 @primitive("movement", vjps=(lambda g, out, x, index, shape: slice_(g, index=index),))

@@ -152,6 +152,17 @@ class Tensor:
         return f"tensor({values}, {fmt}{extra})"
 
 
+def tensor(data: npt.ArrayLike, *, requires_grad: bool = False, name: str = "") -> Tensor:
+    """Return values as a tensor, rounded into the policy's `activations` format.
+
+    NaN, infinities and values beyond the format's largest follow the policy's overflow rule.
+    Raises `TypeError` for what is not an array of real numbers.
+    """
+    with using(taping=False, scope=name or "tensor"):
+        rounded = OPS["cast"].call(data, to=current().policy.activations)
+    return Tensor(rounded.data, rounded.format, requires_grad=requires_grad, name=name)
+
+
 def as_tensor(value: Any) -> Tensor:
     """Return `value` as a tensor: a tensor passes through, numbers and arrays become constants.
 

@@ -89,4 +89,4 @@ def cross_entropy(logits: Tensor, targets: Index) -> Tensor:
     picked = ops.mask(z, keep=flat[:, None] == np.arange(vocabulary)).sum(-1)
     counted = flat >= 0
     losses = ops.mask(ops.log(ops.exp(z).sum(-1)) - picked, keep=counted)
-    return losses.sum() * (1.0 / counted.sum())
+    return losses.sum() * (1.0 / int(counted.sum()))

@@ -160,8 +160,15 @@ def multiply(gradients: Tensors, factor: float) -> Tensors:
     return scaled
 
 
-def clip(gradients: Tensors, limit: float) -> tuple[Tensors, float]:
-    """Shrink the gradients to a global norm of at most `limit`; return them and the norm.
+def norm(gradients: Tensors) -> float:
+    """Return the global norm in float64, for the record; it is no part of the emulated step."""
+    return float(
+        np.sqrt(sum(np.square(g.numpy(), dtype=np.float64).sum() for g in gradients.values()))
+    )
+
+
+def clip(gradients: Tensors, limit: float) -> Tensors:
+    """Shrink the gradients to a global norm of at most `limit`, in the policy's arithmetic.
 
     A norm that is not a number leaves them as they are.  Rule: `torch.nn.utils.clip_grad_norm_`.
     """
@@ -173,15 +180,15 @@ def clip(gradients: Tensors, limit: float) -> tuple[Tensors, float]:
         for gradient in gradients.values():
             part = ops.square(gradient).sum()
             total = part if total is None else total + part
-        norm = ops.sqrt(total).item() if total is not None else 0.0
-        factor = limit / (norm + 1e-6)
-        if not factor < 1:
-            return gradients, norm
-        clipped = {}
-        for name, gradient in gradients.items():
-            with using(scope=f"clip.{name}"):
-                clipped[name] = gradient * factor
-        return clipped, norm
+        length = ops.sqrt(total).item() if total is not None else 0.0
+    factor = limit / (length + 1e-6)
+    if not factor < 1:
+        return gradients
+    clipped = {}
+    for name, gradient in gradients.items():
+        with update_of(f"clip.{name}"):
+            clipped[name] = gradient * factor
+    return clipped
 
 
 def all_finite(gradients: Tensors) -> bool:

@@ -1,0 +1,158 @@
+"""What a training run is made of: one flat, frozen record that a TOML file or --set can spell."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from precsim.engine.policy import Policy
+from precsim.nn.gpt import GPTConfig
+from precsim.nn.scaling import parse as parse_scale
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message says which entry, what came, what was expected."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that determines a run's bits, with the data.  Raises `ConfigError` if it cannot be.
+
+    `data` is a task of `precsim.runs.data` or a file; `policy` a `Policy` in its string form;
+    `loss_scale` as in `precsim.nn.scaling.parse`.  Sizes are the model's (`GPTConfig`).
+
+    `accumulation` computes that many micro-batches per update and divides each one's loss by their
+    number.  `micro_batches` divides it as if there were that many, computes one, and takes its
+    gradient that many times: the gradients are as small as in a run that large, at the cost of one.
+    """
+
+    data: str = "pydoc"
+    policy: str = "fp32"
+    loss_scale: str = "none"
+    layers: int = 2
+    heads: int = 4
+    width: int = 64
+    context: int = 64
+    tied: bool = False
+    dropout: float = 0.0
+    steps: int = 200
+    batch: int = 16
+    accumulation: int = 1
+    micro_batches: int = 1
+    optimizer: str = "adamw"
+    lr: float = 3e-3
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    warmup: int = 10
+    schedule: str = "cosine"
+    eval_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), f.type))
+        self._check_choices()
+        try:
+            canonical = str(Policy.parse(self.policy))
+            object.__setattr__(self, "policy", canonical)
+            parse_scale(self.loss_scale)
+            self.model(vocabulary=1)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def _check_choices(self) -> None:
+        choices = {"optimizer": ("adamw", "sgd"), "schedule": ("cosine", "constant")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                msg = f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}"
+                raise ConfigError(msg)
+        for name in ("steps", "batch", "accumulation", "micro_batches", "eval_every"):
+            if getattr(self, name) < 1:
+                msg = f"{name} must be at least 1; got {getattr(self, name)}"
+                raise ConfigError(msg)
+        for name in ("lr", "eps", "weight_decay", "clip", "momentum", "warmup", "beta1", "beta2"):
+            value = getattr(self, name)
+            if not (isfinite(value) and value >= 0):
+                msg = f"{name} must be a finite number >= 0; got {value}"
+                raise ConfigError(msg)
+
+    def model(self, vocabulary: int) -> GPTConfig:
+        """Return the sizes of the model for a vocabulary."""
+        return GPTConfig(
+            self.layers, self.heads, self.width, self.context, vocabulary, self.tied, self.dropout
+        )
+
+    def change(self, **changes: Any) -> TrainConfig:
+        """Return a copy with some entries changed; an unknown name raises `ConfigError`."""
+        known = [f.name for f in fields(self)]
+        for name in changes:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=2)
+                hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {known}"
+                msg = f"unknown configuration entry {name!r}: {hint}"
+                raise ConfigError(msg)
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all entries, for a manifest."""
+        return asdict(self)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Return the entries of a TOML file.
+
+    Raises `ConfigError` where the file is missing, unreadable, not UTF-8, not TOML, or has tables.
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8")
+        entries = tomllib.loads(text)
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror}; expected a TOML file of 'entry = value' lines"
+        raise ConfigError(msg) from None
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not UTF-8 text (byte {error.start}): expected a TOML file"
+        raise ConfigError(msg) from None
+    except tomllib.TOMLDecodeError as error:
+        msg = f"{path} is not valid TOML: {error}"
+        raise ConfigError(msg) from None
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            msg = f"{path}: the table [{name}] is not expected; entries are flat: steps = 200"
+            raise ConfigError(msg)
+    return entries
+
+
+def parse_assignments(pairs: list[str]) -> dict[str, Any]:
+    """Read ["steps=100", "policy=bf16"] into entries; values are TOML where they are, else text."""
+    entries: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            msg = f"--set {pair!r}: expected key=value, e.g. --set steps=100"
+            raise ConfigError(msg)
+        try:
+            entries[name.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            entries[name.strip()] = text
+    return entries
+
+
+def _typed(name: str, value: Any, wanted: Any) -> Any:
+    """Return `value` as the field's type; raise where it is another, or is not a whole number."""
+    kinds: dict[str, tuple[type, ...]] = {
+        "str": (str,), "bool": (bool,), "int": (int,), "float": (int, float),
+    }  # fmt: skip
+    kind = str(wanted)
+    given: Any = value
+    if not isinstance(value, kinds[kind]) or (kind != "bool" and isinstance(value, bool)):
+        msg = f"{name} must be {'a number' if kind == 'float' else kind}; got {value!r}"
+        raise ConfigError(msg)
+    return float(given) if kind == "float" else value

@@ -1,0 +1,275 @@
+"""The training loop: forward, scale, backward, unscale, check, clip, update; and what it recorded.
+
+One call of `train` is one run: same config, same bits.  It keeps a `StepRecord` per step and can
+tell a listener about each (progress bars, files); it prints nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from precsim.engine import ops
+from precsim.engine.context import Observer, using
+from precsim.engine.policy import Policy
+from precsim.nn import optim, scaling
+from precsim.nn.gpt import GPT
+from precsim.nn.optim import Tensors
+from precsim.observe.counters import Counters, OpCounts, total
+from precsim.runs.config import TrainConfig
+from precsim.runs.data import Batches, Corpus, load
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step did.  Losses are means in nats; `scale` is the loss scale that the step used.
+
+    `skipped`: the scaler found a gradient that is not finite.  `flushed`: share of the nonzero
+    results of backward ops that became zero.  `lost_updates`: share of the nonzero weight updates
+    that changed nothing.  `valid_loss` is None on the steps between evaluations.
+    """
+
+    step: int
+    loss: float
+    valid_loss: float | None
+    lr: float
+    scale: float
+    skipped: bool
+    grad_norm: float
+    flushed: float
+    lost_updates: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """The first op whose rounding did harm, and what kind."""
+
+    step: int
+    path: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path} at step {self.step}: {self.what}"
+
+
+@dataclass
+class Run:
+    """A finished (or interrupted) run: its config, its records, its model."""
+
+    config: TrainConfig
+    corpus: Corpus
+    model: GPT
+    records: list[StepRecord] = field(default_factory=list)
+    counts: dict[str, OpCounts] = field(default_factory=dict)
+    trouble: Trouble | None = None
+    died_at: int | None = None
+
+    @property
+    def steps(self) -> dict[str, np.ndarray]:
+        """The records as columns: ``run.steps["loss"]`` (None becomes NaN)."""
+        names = StepRecord.__dataclass_fields__
+        return {
+            name: np.array([getattr(r, name) for r in self.records], dtype=float)
+            if name != "skipped"
+            else np.array([r.skipped for r in self.records])
+            for name in names
+        }
+
+    def final_loss(self, last: int = 20) -> float:
+        """Return the mean training loss of the last steps; NaN once the weights are destroyed."""
+        return float(np.mean([r.loss for r in self.records[-last:]])) if self.records else np.nan
+
+    def valid_loss(self) -> float:
+        """Return the last validation loss; NaN once the weights are destroyed."""
+        measured = [r.valid_loss for r in self.records if r.valid_loss is not None]
+        return measured[-1] if measured else float("nan")
+
+    def sample(self, length: int = 80, temperature: float = 0.7) -> str:
+        """Return text that the model writes, starting from a validation batch's beginning."""
+        with using(self.config.policy, seed=self.config.seed):
+            prompt = np.asarray(self.corpus.valid[:16], dtype=np.int64)
+            tokens = self.model.generate(prompt, length, self.config.seed, temperature)
+        return self.corpus.decode(tokens[len(prompt) :])
+
+
+Listener = Callable[[StepRecord, list[OpCounts]], None]
+
+
+def train(
+    config: TrainConfig,
+    *,
+    corpus: Corpus | None = None,
+    on_step: Listener | None = None,
+    observe: bool = True,
+    observers: tuple[Observer, ...] = (),
+) -> Run:
+    """Run `config` and return what happened.
+
+    `corpus` saves loading it again; `on_step` is called after every step with its record and the
+    counts of its ops (empty if not `observe`); `observers` see every op besides.
+    Raises `ConfigError` or `DataError` where the run cannot start.  A run whose weights are no
+    longer finite stops and says at which step (`died_at`).
+    """
+    corpus = corpus or load(config.data)
+    batches = Batches(corpus, config.batch, config.context, config.seed)
+    counters = Counters()
+    watching = (counters, *observers) if observe else observers
+    with using(Policy.parse(config.policy), observers=watching, seed=config.seed, step=0):
+        trainer = Trainer(config, GPT(config.model(corpus.vocabulary_size), config.seed), batches)
+        counters.drain()  # the weights' first rounding belongs to no step
+        run = Run(config, corpus, trainer.model)
+        for step in range(config.steps):
+            with using(step=step):
+                result = trainer.step(step)
+            rows = counters.drain()
+            record = _record(trainer, step, result, rows)
+            run.records.append(record)
+            _add_up(run, rows)
+            if on_step is not None:
+                on_step(record, rows)
+            if not trainer.alive():
+                run.died_at = step
+                break
+    return run
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What the trainer knows after a step, before it is recorded."""
+
+    loss: float
+    lr: float
+    scale: float
+    skipped: bool
+    grad_norm: float
+
+
+class Trainer:
+    """Model, optimizer and loss scale, advanced one step at a time."""
+
+    def __init__(self, config: TrainConfig, model: GPT, batches: Batches) -> None:
+        self.config = config
+        self.model = model
+        self.batches = batches
+        self.scaler = scaling.parse(config.loss_scale)
+        self.optimizer = make_optimizer(config, model.parameters)
+
+    def step(self, step: int) -> StepResult:
+        """Do one update; the order is scale, backward, unscale, check, clip, step, adjust."""
+        config = self.config
+        peak = config.lr
+        lr = peak
+        if config.schedule == "cosine":
+            lr = optim.learning_rate(step, config.steps, peak, config.warmup, floor=0.1)
+        loss, gradients = self._gradients(step)
+        scale = self.scaler.scale
+        gradients = optim.multiply(gradients, _unscaling(config, scale))
+        finite = optim.all_finite(gradients)
+        norm = optim.norm(gradients)
+        if config.clip:
+            gradients = optim.clip(gradients, config.clip)
+        skipped = self.scaler.skips and not finite
+        if not skipped:
+            self.optimizer.step(gradients, lr)
+        self.scaler = self.scaler.adjust(finite)
+        return StepResult(loss, lr, scale, skipped, norm)
+
+    def _gradients(self, step: int) -> tuple[float, Tensors]:
+        """Return the unscaled loss and the scaled gradients of all micro-batches of a step."""
+        config = self.config
+        losses = []
+        for part in range(config.accumulation):
+            x, y = self.batches.train(step * config.accumulation + part)
+            loss = self.model.loss(x, y)
+            losses.append(loss.item())
+            with using(role="loss", scope="loss.weight"):
+                weighted = _times(loss, 1 / (config.accumulation * config.micro_batches))
+            with using(role="loss", scope="loss.scale"):
+                scaled = _times(weighted, self.scaler.scale)
+            scaled.backward()
+        gradients: Tensors = {}
+        for name, parameter in self.model.parameters.items():
+            if parameter.grad is not None:
+                gradients[name], parameter.grad = parameter.grad, None
+        return float(np.mean(losses)), gradients
+
+    def valid_loss(self) -> float:
+        """Return the mean loss over the validation batches, in the run's own formats."""
+        with using(taping=False, observers=()):
+            return float(np.mean([self.model.loss(x, y).item() for x, y in self.batches.valid()]))
+
+    def alive(self) -> bool:
+        """Return whether all weights are still numbers."""
+        return optim.all_finite(self.model.parameters)
+
+
+def make_optimizer(config: TrainConfig, parameters: Tensors) -> optim.Optimizer:
+    """Return the optimizer that the config names."""
+    if config.optimizer == "sgd":
+        return optim.SGD(parameters, config.lr, config.momentum, config.weight_decay)
+    betas = (config.beta1, config.beta2)
+    return optim.AdamW(parameters, config.lr, betas, config.eps, config.weight_decay)
+
+
+def _times(x: Any, factor: float) -> Any:
+    return x if factor == 1 else ops.mul(x, factor)
+
+
+def _unscaling(config: TrainConfig, scale: float) -> float:
+    """Return what brings the gradients back: 1/scale, times the micro-batches not computed.
+
+    A scale of 0 has no inverse; the gradients become NaN, as they do in PyTorch's GradScaler.
+    """
+    return config.micro_batches / scale if scale else float("inf")
+
+
+def _record(trainer: Trainer, step: int, result: StepResult, rows: list[OpCounts]) -> StepRecord:
+    config = trainer.config
+    last = step + 1 == config.steps
+    evaluate = last or (step + 1) % config.eval_every == 0
+    return StepRecord(
+        step=step,
+        loss=result.loss,
+        valid_loss=trainer.valid_loss() if evaluate else None,
+        lr=result.lr,
+        scale=result.scale,
+        skipped=result.skipped,
+        grad_norm=result.grad_norm,
+        flushed=total(rows, phase="backward").flushed_share,
+        lost_updates=total(rows, op="apply_update").swamped_share,
+    )
+
+
+def _add_up(run: Run, rows: list[OpCounts]) -> None:
+    """Keep totals by role, and the first op in trouble."""
+    for row in rows:
+        run.counts.setdefault(row.role, OpCounts(role=row.role, phase=row.phase)).add(row)
+        if run.trouble is None and (what := harm(row)):
+            run.trouble = Trouble(row.step, row.path, what)
+
+
+def harm(row: OpCounts) -> str:
+    """Say what an op's rounding did that a run should not do, or nothing.
+
+    The limits: any overflow; half of the nonzero results flushed; half of the updates lost.
+    """
+    if row.overflowed:
+        return f"{row.overflowed} of {row.n} overflowed"
+    if row.flushed_share > 0.5:
+        return f"{row.flushed_share:.0%} flushed to zero"
+    if row.swamped_share > 0.5:
+        return f"{row.swamped_share:.0%} of the updates lost"
+    return ""
+
+
+def is_finite(x: float | None) -> bool:
+    """Return whether x is a number that one can compare."""
+    return x is not None and isfinite(x)

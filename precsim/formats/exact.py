@@ -43,8 +43,7 @@ def round(
     Raises `ValueError` for unknown names and for scaled formats, `TypeError` where x is no number.
     """
     grid, mode = _grid(fmt), Rounding(rounding)
-    if overflow is None:
-        overflow = Overflow.IEEE if grid.has_nan else Overflow.SATURATE
+    beyond = Overflow.IEEE if overflow is None else Overflow(overflow)
     if mode is Rounding.STOCHASTIC and (random is None or not 0 <= random < 1):
         msg = f"stochastic rounding needs `random`, a number in [0, 1); got {random!r}"
         raise ValueError(msg)
@@ -53,7 +52,7 @@ def round(
         return math.nan if grid.has_nan else 0.0
     negative = grid.signed and is_negative(x)
     if is_infinite(x):
-        return _signed(_overflow(grid, Overflow(overflow)), negative, grid)
+        return _signed(_largest(grid, beyond), negative, grid)
 
     steps, spacing, rest = cut(abs(exact(x)), grid)
     if _goes_up(rest, steps, negative, mode, random):
@@ -70,7 +69,7 @@ def round(
         return _signed(grid.max, negative, grid)
     if mode is (Rounding.UP if negative else Rounding.DOWN):
         return _signed(grid.max, negative, grid)
-    return _signed(_overflow(grid, Overflow(overflow)), negative, grid)
+    return _signed(_largest(grid, beyond), negative, grid)
 
 
 def cut(magnitude: Fraction, fmt: Format) -> tuple[int, Fraction, Fraction]:
@@ -113,7 +112,7 @@ def _goes_up(
             return random is not None and random < rest
 
 
-def _overflow(fmt: Format, overflow: Overflow) -> float:
+def _largest(fmt: Format, overflow: Overflow) -> float:
     """Return the magnitude that stands for everything beyond `max`."""
     if overflow is Overflow.IEEE and fmt.has_nan:
         return math.inf if fmt.has_inf else math.nan

@@ -305,13 +305,8 @@ def _modes(
 ) -> tuple[Rounding, Overflow]:
     """Resolve names and the default overflow; a wrong name raises with the list of right ones."""
     element = fmt.element if isinstance(fmt, Scaled) else fmt
-    if overflow is None:
-        overflow = Overflow.IEEE
-    for value, kind in ((rounding, Rounding), (overflow, Overflow)):
-        if value not in set(kind):
-            msg = f"unknown {kind.__name__.lower()} {value!r}: expected one of {', '.join(kind)}"
-            raise ValueError(msg)
-    return Rounding(rounding), Overflow(overflow) if element.has_nan else Overflow.SATURATE
+    beyond = Overflow.IEEE if overflow is None else Overflow(overflow)
+    return Rounding(rounding), beyond if element.has_nan else Overflow.SATURATE
 
 
 def as_float(x: npt.ArrayLike) -> Array:

@@ -13,7 +13,17 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class Rounding(StrEnum):
+class Choice(StrEnum):
+    """Names that a user types: a wrong one raises `ValueError` with the list of right ones."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        kind = cls.__name__.lower()
+        msg = f"unknown {kind} {value!r}: expected one of {', '.join(cls)}"
+        raise ValueError(msg)
+
+
+class Rounding(Choice):
     """How a value between two neighbours of the format is resolved.
 
     All modes keep the sign of a value that rounds to zero (-0 where the format has it), leave
@@ -38,7 +48,7 @@ class Rounding(StrEnum):
     The last neighbour pair is (max, virtual next value), the first (0, smallest subnormal)."""
 
 
-class Overflow(StrEnum):
+class Overflow(Choice):
     """What becomes of a rounded value beyond `max`, and of an infinite input.
 
     Formats without NaN (fp4, fp6, integers) saturate whatever is asked for, since they have no

@@ -16,8 +16,8 @@ from precsim.formats import exact
 from precsim.formats.codes import decode, encode
 from precsim.formats.explain import explain
 from precsim.formats.format import Format
-from precsim.formats.kernels import quantize
-from precsim.formats.registry import FORMATS, format  # noqa: A004
+from precsim.formats.quantize import quantize
+from precsim.formats.registry import FORMATS, format
 from precsim.formats.scaled import Scaled
 from precsim.nn import functional, optim, scaling
 from precsim.nn.gpt import GPT, GPTConfig

@@ -1,8 +1,9 @@
 """Where arrays live: NumPy or CuPy, and random numbers that are the same on both."""
 
-from precsim.backend.arrays import array_module, get_backend, to_numpy
+from precsim.backend.arrays import get_backend, to_numpy
 from precsim.backend.cupy import BackendError
 from precsim.backend.random import key, normal, uniform, words
+from precsim.formats.arrays import array_module
 
 __all__ = [
     "BackendError",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -10,19 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.backend.cupy import load
+from precsim.formats.arrays import array_module
 
 BACKENDS = ("numpy", "cupy")
 """Names that `get_backend` knows."""
-
-
-def array_module(x: object) -> ModuleType:
-    """Return the module whose functions work on `x`: `cupy` for its arrays, else `numpy`.
-
-    Python numbers, lists and everything else that NumPy can read count as NumPy's.  Never imports
-    CuPy: where there is a CuPy array, it is in `sys.modules` already.
-    """
-    root = type(x).__module__.partition(".")[0]
-    return sys.modules["cupy"] if root == "cupy" else np
 
 
 def to_numpy(x: Any) -> npt.NDArray[Any]:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.engine.precision import Accumulator
-from precsim.formats.kernels import quantize
 from precsim.formats.modes import Rounding
+from precsim.formats.quantize import quantize
 
 Array = npt.NDArray[Any]
 

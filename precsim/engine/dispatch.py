@@ -20,8 +20,10 @@ from precsim.engine.policy import Decision
 from precsim.engine.precision import Precision
 from precsim.engine.tape import OPS, Node, Primitive, Vjp
 from precsim.engine.tensor import Tensor, as_tensor
-from precsim.formats.kernels import array_module, quantize, round_into
+from precsim.formats.arrays import array_module
+from precsim.formats.kernels import round_into
 from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.quantize import quantize
 from precsim.formats.registry import AnyFormat
 from precsim.formats.scaled import Scaled
 

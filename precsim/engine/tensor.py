@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from precsim.engine.context import current, using
 from precsim.engine.tape import OPS, Node, backward
-from precsim.formats.kernels import array_module
+from precsim.formats.arrays import array_module
 from precsim.formats.registry import AnyFormat
 
 Array = npt.NDArray[Any]

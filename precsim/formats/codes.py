@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from precsim.formats.arrays import Array, array_module, as_float
 from precsim.formats.format import Format, Specials
-from precsim.formats.kernels import Array, array_module, as_float, quantize, scale_of
 from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.quantize import quantize, scale_of
 from precsim.formats.registry import AnyFormat, element_of, format
 from precsim.formats.scaled import Scaled
 

@@ -219,6 +219,9 @@ class Format:
         """This format with subnormals flushed to zero, as hardware in FTZ mode has it."""
         return replace(self, name=f"{self.name}_ftz", subnormals=False)
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # equal formats have equal names, and this is looked up per op
+
     def __repr__(self) -> str:
         special = {
             Specials.IEEE: "inf, NaN",

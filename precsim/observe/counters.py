@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.engine.dispatch import Event
+from precsim.formats.arrays import array_module
 from precsim.formats.format import Format
-from precsim.formats.kernels import array_module
 from precsim.formats.registry import element_of
 
 LOWEST, HIGHEST = -160, 140

@@ -58,7 +58,6 @@ BASIC = (
         "weights=int8:row:stochastic activations=int8:row gradients=int8:row:stochastic "
         "weight_gradients=int8:row:stochastic " + _OPTIMIZER,
         "none",
-        "Everything in int8 with one scale a row; gradients and weights round stochastically, "
-        "and there is no other copy of the weights.",
+        "int8 everywhere, one scale a row; gradients and weights (the only copy) round by chance.",
     ),
 )

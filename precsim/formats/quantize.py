@@ -1,0 +1,104 @@
+"""`quantize`: any array onto any format's grid, with every choice named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from precsim.formats.arrays import Array, array_module, as_float
+from precsim.formats.kernels import round_into
+from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.registry import AnyFormat, format
+from precsim.formats.scaled import Scaled
+
+
+def quantize(
+    x: npt.ArrayLike,
+    fmt: str | AnyFormat,
+    rounding: str | Rounding = Rounding.NEAREST,
+    overflow: str | Overflow | None = None,
+    random: Array | np.random.Generator | int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Round every element of x to a value of the format; the result keeps x's float dtype.
+
+    NaN stays NaN (formats without NaN: +0); infinities and values that round beyond `max` follow
+    `overflow` (None: "ieee" where the format has an infinity or a NaN, else "saturate"); -0 stays
+    -0 where the format has it; a value that rounds to zero keeps its sign.
+
+    x: any shape; float32 and float64 are rounded in place of a copy (`out` may be x itself, and
+    is made where it is None); anything else real becomes float64; a scalar gives a scalar.
+    `random` serves "stochastic": uint32 words of x's shape (word w stands for the fraction
+    (w + 1/2) / 2^32, and x goes up iff that is less than its distance from the lower neighbour,
+    in units of the gap), or a NumPy Generator or an integer seed to draw them from.
+
+    Raises `ValueError` for an unknown format, rounding or overflow, for a format that x's dtype
+    cannot carry (fp64 in float32), and for stochastic rounding without `random`.
+    """
+    fmt = format(fmt)
+    mode, beyond = _modes(fmt, rounding, overflow)
+    x = as_float(x)
+    xp = array_module(x)
+    source = xp.asarray(x, order="C")
+    target = xp.empty_like(source) if out is None else out
+    if target.shape != x.shape or target.dtype != x.dtype or not target.flags.c_contiguous:
+        msg = (
+            f"out must be C-contiguous {x.dtype} of shape {x.shape}; "
+            f"got {target.dtype} of shape {target.shape}"
+        )
+        raise ValueError(msg)
+    words = _random_words(x, random) if mode is Rounding.STOCHASTIC else None
+    if isinstance(fmt, Scaled):
+        scale = scale_of(source, fmt)
+        with np.errstate(all="ignore"):
+            xp.divide(source, scale, out=target)
+            round_into(target, target, fmt.element, mode, Overflow.SATURATE, words)
+            xp.multiply(target, scale, out=target)
+    else:
+        round_into(source, target, fmt, mode, beyond, words)
+    return target if target.ndim or out is not None else target[()]
+
+
+def scale_of(x: Array, fmt: Scaled) -> Array:
+    """Return the scale of each group of x, broadcastable against x: amax / max, as a float32 value.
+
+    A group of zeros has scale 1; a group with a NaN or an infinity has scale NaN.
+    """
+    xp = array_module(x)
+    if x.size == 0:
+        return xp.ones((1,) * x.ndim, x.dtype)  # type: ignore[no-any-return]
+    amax = xp.max(xp.abs(x), axis=fmt.axis if x.ndim > 1 else None, keepdims=True)
+    with np.errstate(all="ignore"):
+        scale = (amax / fmt.element.max).astype(np.float32)
+        scale = xp.where(amax == 0, np.float32(1), xp.maximum(scale, np.float32(2.0**-149)))
+        finite = xp.isfinite(scale)
+        return xp.where(finite, scale, np.float32("nan")).astype(x.dtype)  # type: ignore[no-any-return]
+
+
+def _modes(
+    fmt: AnyFormat, rounding: str | Rounding, overflow: str | Overflow | None
+) -> tuple[Rounding, Overflow]:
+    """Resolve names and the default overflow; a wrong name raises with the list of right ones."""
+    element = fmt.element if isinstance(fmt, Scaled) else fmt
+    beyond = Overflow.IEEE if overflow is None else Overflow(overflow)
+    return Rounding(rounding), beyond if element.has_nan else Overflow.SATURATE
+
+
+def _random_words(x: Array, random: Array | np.random.Generator | int | None) -> Array:
+    """Return the uint32 words that decide stochastic rounding, one per element of x."""
+    if random is None:
+        msg = "stochastic rounding needs `random`: a seed, a NumPy Generator, or uint32 words"
+        raise ValueError(msg)
+    if isinstance(random, int | np.integer | np.random.Generator):
+        generator = np.random.default_rng(random)
+        return generator.integers(0, 1 << 32, x.shape, dtype=np.uint32)
+    words: Any = random
+    if words.dtype != np.uint32 or words.shape != x.shape:
+        msg = (
+            f"random words must be uint32 of shape {x.shape}; "
+            f"got {words.dtype} of shape {words.shape}"
+        )
+        raise ValueError(msg)
+    return array_module(x).ascontiguousarray(words)  # type: ignore[no-any-return]

@@ -152,13 +152,16 @@ def check_scales(
     """Check that ``2^power * x`` gives ``2^power`` times what x gives, away from both ends.
 
     That is what makes a format *floating* point, so it is refused for integers.  Left out are
-    inputs which, before or after scaling, are below the smallest normal value or above max / 2.
+    inputs which, before or after scaling, are below the smallest normal value or above max / 2,
+    and those that the dtype of `inputs` cannot scale exactly.
     """
     grid = element_of(resolve(fmt))
     x = (specimens(fmt) if inputs is None else inputs).ravel()
     with np.errstate(all="ignore"):
-        low, high = np.minimum(x, np.ldexp(x, power)), np.maximum(x, np.ldexp(x, power))
-        x = x[(low >= grid.smallest_normal) & (high <= grid.max / 2)]
+        scaled = np.ldexp(x, power)
+        low, high = np.minimum(x, scaled), np.maximum(x, scaled)
+        exactly = np.ldexp(scaled, -power) == x
+        x = x[exactly & (low >= grid.smallest_normal) & (high <= grid.max / 2)]
     if grid.is_integer or not x.size:
         msg = f"no input lies far enough from both ends of {grid!r} to be scaled by 2^{power}"
         raise ValueError(msg)

@@ -45,6 +45,10 @@ def round_into(
     Raises `ValueError` where x's dtype cannot carry the format.
     """
     plan = _plan(x.dtype, fmt)
+    if plan.holds_carrier and overflow is Overflow.IEEE:
+        if out is not x:
+            out[...] = x
+        return
     flat_x, flat_out = x.reshape(-1), out.reshape(-1)
     flat_words = None if words is None else words.reshape(-1)
     with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
@@ -61,6 +65,7 @@ class Plan:
     fmt: Format
     kernel: Callable[[Array, Array, Plan, Rounding, Overflow, Array | None], None]
     block: int
+    holds_carrier: bool  # every carrier value is a value of the format
     uint: Any
     exponent_mask: Any
     magnitude_mask: Any
@@ -86,6 +91,7 @@ def _plan(dtype: np.dtype[Any], fmt: Format) -> Plan:
             fmt=fmt,
             kernel=kernel,
             block=BLOCK_BYTES // dtype.itemsize,
+            holds_carrier=shift == 0 and kernel is _round_by_bits and fmt.subnormals,
             uint=uint,
             exponent_mask=uint(magnitude >> carrier.nmant << carrier.nmant),
             magnitude_mask=uint(magnitude),
@@ -238,14 +244,14 @@ def _finish(
     if not (rounded.max() <= plan.largest and rounded.min() >= -plan.largest):
         _treat_overflow(x, rounded, plan, rounding, overflow)
         homeless = None if fmt.has_nan else xp.isnan(rounded)
-    if not fmt.signed:
+    if fmt.signed:
+        xp.copysign(rounded, x, out=out)
+        if not fmt.has_negative_zero:
+            out += 0  # -0 + 0 is +0
+    else:
         negative = x < 0
         xp.maximum(rounded, x.dtype.type(fmt.min), out=out)  # a scale has no zero
-        xp.copyto(out, x.dtype.type("nan"), where=negative)
-        return
-    xp.copysign(rounded, x, out=out)
-    if not fmt.has_negative_zero:
-        out += 0  # -0 + 0 is +0
+        xp.copyto(out, x.dtype.type("nan" if fmt.has_nan else 0), where=negative)
     if homeless is not None:
         xp.copyto(out, 0, where=homeless)
 

@@ -1,0 +1,412 @@
+"""The array kernels: equal to the specification everywhere, lawful, and equal to the peers."""
+
+import itertools
+import math
+import operator
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from precsim import testing
+from precsim.formats import exact
+from precsim.formats.format import Format, Specials
+from precsim.formats.kernels import BLOCK_BYTES
+from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.quantize import quantize
+from precsim.formats.registry import format
+
+by_name = operator.attrgetter("name")
+MODES = list(Rounding)
+FIXED = [r for r in MODES if r is not Rounding.STOCHASTIC]
+SPELLED = [format(name) for name in ("fp16_ftz", "bf16_ftz", "e4m3_ftz", "e6m9", "e11m3", "e8m5")]
+UNSIGNED = [
+    Format("ue4m3", 4, 3, Specials.FN, signed=False),
+    Format("ue3m2", 3, 2, Specials.FINITE, signed=False),
+]
+FORMATS = [*testing.GRIDS, *SPELLED, *UNSIGNED]
+CARRIED = [
+    pytest.param(fmt, dtype, id=f"{fmt.name}-{np.dtype(dtype)}")
+    for fmt in FORMATS
+    for dtype in (np.float32, np.float64)
+    if dtype is np.float64 or fmt.exp_bits < 11
+]
+
+
+def sample(fmt, dtype):
+    """All specimens of a narrow format, 1500 of a wide one; of far binades, every eighth."""
+    rng = np.random.default_rng(fmt.bits)
+    x = testing.specimens(fmt, dtype, per_binade=128 if fmt.bits <= 8 else 8)
+    size = np.abs(x).astype(np.float64)
+    near = (size >= fmt.smallest_subnormal / 8) & (size <= fmt.max * 2.0**3)
+    ends = ~np.isfinite(x) | (x == 0) | ((size >= fmt.max * (1 - fmt.eps)) & (size <= fmt.max * 2))
+    share = 1.0 if fmt.bits <= 8 else 1500 / near.sum()
+    return x[ends | (rng.random(x.size) < np.where(near, share, 1 / 8 if fmt.bits <= 8 else 0.02))]
+
+
+def words_for(x, seed=0):
+    """Random words, with the lowest and the highest possible one among them."""
+    words = np.random.default_rng(seed).integers(0, 2**32, x.shape, np.uint32)
+    words[::7], words[3::7] = 0, 2**32 - 1
+    return words
+
+
+@pytest.mark.parametrize("rounding", MODES)
+@pytest.mark.parametrize(("fmt", "dtype"), CARRIED)
+def test_kernels_are_the_specification(fmt, dtype, rounding):
+    x = sample(fmt, dtype)
+    words = words_for(x) if rounding is Rounding.STOCHASTIC else None
+
+    def run(v):
+        return quantize(v, fmt, rounding, "ieee", random=words)
+
+    assert testing.check_matches_exact(run, fmt, rounding, "ieee", x, words) > 200
+    assert run(x).dtype == dtype
+
+
+@pytest.mark.parametrize("rounding", MODES)
+@pytest.mark.parametrize(("fmt", "dtype"), CARRIED)
+def test_saturation_is_the_specification_and_changes_nothing_below_the_top(fmt, dtype, rounding):
+    x = testing.specimens(fmt, dtype, per_binade=8)
+    words = words_for(x)
+    got = quantize(x, fmt, rounding, Overflow.SATURATE, random=words)
+    size = np.abs(x).astype(np.float64)
+    low = size <= fmt.max
+    ieee = quantize(x, fmt, rounding, Overflow.IEEE, random=words)
+    testing.assert_same(got[low], ieee[low], x[low])
+
+    ends = ~low & ((size <= fmt.max * 4) | ~np.isfinite(x))
+    ends[::97] = True
+    stochastic = rounding is Rounding.STOCHASTIC
+
+    def run(v):
+        return quantize(v, fmt, rounding, "saturate", random=words[ends])
+
+    random = words[ends] if stochastic else None
+    testing.check_matches_exact(run, fmt, rounding, "saturate", x[ends], random)
+    assert not np.isinf(got).any()
+
+
+@given(st.data())
+def test_formats_of_every_shape_round_as_specified(data):
+    fmt = data.draw(testing.formats(max_bits=19))
+    rounding, overflow = data.draw(st.sampled_from(MODES)), data.draw(st.sampled_from(Overflow))
+    dtype = data.draw(st.sampled_from([np.float32, np.float64]))
+    x = data.draw(testing.arrays(fmt, dtype))
+    words = words_for(x) if rounding is Rounding.STOCHASTIC else None
+
+    def run(v):
+        return quantize(v, fmt, rounding, overflow, random=words)
+
+    if dtype is np.float32 and not format("fp32").contains(fmt):
+        with pytest.raises(ValueError, match="float32 cannot carry"):
+            run(x)
+    else:
+        testing.check_matches_exact(run, fmt, rounding, overflow, x, words)
+
+
+@pytest.mark.parametrize("rounding", MODES)
+@pytest.mark.parametrize("fmt", [f for f in FORMATS if f.exp_bits < 11], ids=by_name)
+def test_both_carriers_give_the_same_bits(fmt, rounding):
+    x = testing.specimens(fmt, np.float32, per_binade=8)
+    words = words_for(x)
+    narrow, wide = (quantize(x.astype(t), fmt, rounding, random=words) for t in ("f4", "f8"))
+    testing.assert_same(narrow, wide, x)
+
+
+# The laws.
+
+
+@pytest.mark.parametrize("rounding", MODES)
+@pytest.mark.parametrize(("fmt", "dtype"), CARRIED)
+def test_rounding_is_idempotent_and_monotone(fmt, dtype, rounding):
+    x = testing.specimens(fmt, dtype, per_binade=8)
+    for word in (0, 2**30, 2**32 - 1):  # stochastic rounding too, as long as the word is the same
+
+        def run(v, word=word):
+            return quantize(v, fmt, rounding, random=np.full(v.shape, word, np.uint32))
+
+        assert testing.check_idempotent(run, fmt, x) == x.size
+        assert testing.check_monotone(run, fmt, x) > 250
+
+
+@pytest.mark.parametrize("rounding", MODES)
+@pytest.mark.parametrize(("fmt", "dtype"), [c for c in CARRIED if c.values[0].signed])
+def test_rounding_commutes_with_negation(fmt, dtype, rounding):
+    """Up and down are each other's mirror image; every other mode is its own."""
+    x = testing.specimens(fmt, dtype, per_binade=8)
+    words = words_for(x[:-1])
+    mirror = {Rounding.UP: Rounding.DOWN, Rounding.DOWN: Rounding.UP}
+    if rounding not in mirror:
+        testing.check_sign_symmetric(lambda v: quantize(v, fmt, rounding, random=words), fmt, x)
+    else:
+        want = -quantize(-x[:-1], fmt, mirror[rounding]) + (0.0 if not fmt.has_negative_zero else 0)
+        if not fmt.has_negative_zero:
+            testing.assert_same(quantize(x[:-1], fmt, rounding), want, x)
+        else:
+            np.testing.assert_array_equal(quantize(x[:-1], fmt, rounding), want)
+
+
+@pytest.mark.parametrize("power", [-1, 1, 3])
+@pytest.mark.parametrize("rounding", FIXED)
+@pytest.mark.parametrize(
+    ("fmt", "dtype"),
+    [c for c in CARRIED if not c.values[0].is_integer and c.values[0].name != "e2m1"],
+)
+def test_rounding_commutes_with_powers_of_two(fmt, dtype, rounding, power):
+    if fmt.max / fmt.smallest_normal < 2.0 ** abs(power) * 4:
+        power = int(math.copysign(1, power))
+    x = testing.specimens(fmt, dtype, per_binade=8)
+    assert testing.check_scales(lambda v: quantize(v, fmt, rounding), fmt, power, x) > 10
+
+
+@pytest.mark.parametrize(
+    ("fmt", "wide"),
+    [("fp16", "e6m13"), ("bf16", "e9m10"), ("e4m3", "e5m6"), ("e5m2", "e6m5"), ("e2m1", "e4m4"),
+     ("fp32", "e9m26")],
+)  # fmt: skip
+def test_rounding_to_odd_first_makes_double_rounding_innocuous(fmt, wide):
+    """Boldo and Melquiond 2008, theorem 3: two more bits and a larger range are enough."""
+    x = testing.specimens(fmt, per_binade=16)
+    once = quantize(x, fmt)
+    twice = quantize(quantize(x, wide, "to_odd"), fmt)
+    both = np.isfinite(quantize(x, wide, "to_odd")) | ~np.isfinite(x)
+    testing.assert_same(twice[both], once[both], x[both])
+    naive = quantize(quantize(x, wide), fmt)
+    assert (naive[both] != once[both])[~np.isnan(once[both])].any()  # nearest twice is not enough
+
+
+# Stochastic rounding.
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("fmt", "lower", "gap"), [("fp16", 1.0, 2.0**-10), ("bf16", 2.0, 2.0**-6),
+                         ("e4m3", 2.0**-9, 2.0**-9), ("e4m3", 0.0, 2.0**-9), ("tf32", 1, 2**-10),
+                         ("e5m2", 49152.0, 8192.0), ("e2m1", 0.0, 0.5), ("e8m0", 2.0, 2.0)])  # fmt: skip
+def test_stochastic_rounding_goes_up_for_exactly_its_share_of_words(fmt, lower, gap, dtype):
+    words = np.arange(256, dtype=np.uint32) << np.uint32(24)
+    for share in range(257):
+        x = np.full(256, lower + gap * share / 256, dtype)
+        ups = quantize(x, fmt, "stochastic", random=words) == lower + gap
+        assert ups.sum() == share
+
+
+def test_stochastic_rounding_is_reproducible_and_unbiased():
+    x = np.full(40_000, 1 + 0.3 * 2**-10)
+    a, b = (quantize(x, "fp16", "stochastic", random=7) for _ in range(2))
+    np.testing.assert_array_equal(a, b)
+    generator = np.random.default_rng(7)
+    np.testing.assert_array_equal(a, quantize(x, "fp16", "stochastic", random=generator))
+    assert (a != quantize(x, "fp16", "stochastic", random=8)).any()
+    share = (a > 1).mean()
+    assert abs(share - 0.3) < 4 * math.sqrt(0.3 * 0.7 / x.size)
+
+
+def test_random_words_mean_the_middle_of_their_cell():
+    x = np.array([1 + 0.5 * 2**-10, 1 + 0.5 * 2**-10])
+    got = quantize(x, "fp16", "stochastic", random=np.array([2**31 - 1, 2**31], np.uint32))
+    assert got.tolist() == [1 + 2**-10, 1.0]
+
+
+# The peers.  All are fed float32 numbers: from float64 several of them round twice.
+
+
+def ours(x, fmt, **how):
+    return quantize(x.astype(np.float32), fmt, **how).astype(np.float64)
+
+
+ML_DTYPES = {
+    "bf16": "bfloat16", "e5m2": "float8_e5m2", "e4m3": "float8_e4m3fn", "e4m3_ieee": "float8_e4m3",
+    "e3m4": "float8_e3m4", "e4m3fnuz": "float8_e4m3fnuz", "e5m2fnuz": "float8_e5m2fnuz",
+    "e4m3b11fnuz": "float8_e4m3b11fnuz", "e3m2": "float6_e3m2fn", "e2m3": "float6_e2m3fn",
+    "e2m1": "float4_e2m1fn", "e8m0": "float8_e8m0fnu",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ML_DTYPES)
+def test_agrees_with_ml_dtypes(name):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    x = testing.specimens(name, np.float32)
+    if not format(name).has_nan:
+        x = x[~np.isnan(x)]  # ml_dtypes turns NaN into -0 there
+    if name == "e8m0":  # and zero into NaN here, and all of (2^-127, 2^-126) into 2^-126
+        x = x[(x < 0) | (x >= 2.0**-126) | np.isnan(x)]
+    with np.errstate(all="ignore"):
+        theirs = x.astype(getattr(ml_dtypes, ML_DTYPES[name])).astype(np.float64)
+    assert testing.assert_same(ours(x, name), theirs, x) > 700
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16", "e5m2", "e4m3", "e4m3fnuz", "e5m2fnuz"])
+def test_agrees_with_torch(name):
+    torch = pytest.importorskip("torch")
+    dtype = {"fp16": "float16", "bf16": "bfloat16", "e5m2": "float8_e5m2",
+             "e4m3": "float8_e4m3fn"}.get(name, f"float8_{name}")  # fmt: skip
+    x = testing.specimens(name, np.float32)
+    if name == "e4m3":  # beyond 464 the answer changed between versions
+        x = x[~(np.abs(x) > 464)]
+    theirs = torch.from_numpy(x).to(getattr(torch, dtype)).to(torch.float64).numpy()
+    assert testing.assert_same(ours(x, name), theirs, x) > 3000
+
+
+@pytest.mark.parametrize("overflow", list(Overflow))
+@pytest.mark.parametrize("rounding", ["nearest", "nearest_away", "toward_zero", "up", "down"])
+@pytest.mark.parametrize(
+    "fmt", [f for f in FORMATS if f.signed and f.subnormals and not f.is_integer], ids=by_name
+)
+def test_agrees_with_gfloat_in_five_modes(fmt, rounding, overflow):
+    gfloat = pytest.importorskip("gfloat")
+    nans = {Specials.IEEE: 2**fmt.man_bits - 1, Specials.FN: 1}.get(fmt.specials, 0)
+    info = gfloat.FormatInfo(
+        fmt.name, fmt.bits, fmt.precision, bias=fmt.bias, is_signed=True, num_high_nans=nans,
+        domain=gfloat.Domain.Extended if fmt.has_inf else gfloat.Domain.Finite,
+        has_nz=fmt.has_negative_zero, has_subnormals=True, is_twos_complement=False,
+    )  # fmt: skip
+    mode = {"nearest": "TiesToEven", "nearest_away": "TiesToAway", "toward_zero": "TowardZero",
+            "up": "TowardPositive", "down": "TowardNegative"}[rounding]  # fmt: skip
+    x = testing.specimens(fmt, per_binade=8)[:-1]
+    saturate = overflow == "saturate" or not fmt.has_nan
+    with np.errstate(all="ignore"):
+        theirs = gfloat.round_ndarray(info, x, gfloat.RoundMode[mode], sat=saturate)
+    testing.assert_same(quantize(x, fmt, rounding, overflow), theirs, x)
+
+
+# The interface.
+
+
+def test_arrays_longer_than_a_block_round_like_their_parts():
+    size = 2 * BLOCK_BYTES // 8 + 3
+    x = np.resize(testing.specimens("fp16", per_binade=8), size)
+    words = words_for(x)
+    whole = quantize(x, "fp16", "stochastic", random=words)
+    cuts = [0, 1000, BLOCK_BYTES // 8 - 1, size - 1, size]
+    parts = [
+        quantize(x[a:b], "fp16", "stochastic", random=words[a:b])
+        for a, b in itertools.pairwise(cuts)
+    ]
+    testing.assert_same(whole, np.concatenate(parts), x)
+
+
+@pytest.mark.parametrize("name", ["fp16", "bf16", "e8m0", "e4m3fnuz", "int8"])
+def test_out_may_be_new_given_or_the_input_itself(name):
+    x = testing.specimens("bf16", np.float32, per_binade=4)[:-3]  # finite
+    before = x.copy()
+    want = quantize(x, name)
+    testing.assert_same(x, before, x)
+    out = np.empty_like(x)
+    assert quantize(x, name, out=out) is out
+    testing.assert_same(out, want, x)
+    assert quantize(x, name, out=x) is x
+    testing.assert_same(x, want, before)
+
+
+def test_every_layout_and_shape_is_rounded():
+    x = np.random.default_rng(0).standard_normal((4, 6, 5)).astype(np.float32)
+    want = x.astype(np.float16).astype(np.float32)
+    for view in (np.s_[:], np.s_[::2, ::-1], np.s_[:, 3], np.s_[:0]):
+        np.testing.assert_array_equal(quantize(x[view], "fp16"), want[view])
+    np.testing.assert_array_equal(quantize(x.T, "fp16"), want.T)
+    np.testing.assert_array_equal(quantize(np.asfortranarray(x), "fp16"), want)
+
+
+@pytest.mark.parametrize(
+    ("x", "dtype"),
+    [(0.1, np.float64), (np.float32(0.1), np.float32), (3, np.float64), (np.int8(3), np.float64),
+     (np.float16(0.1), np.float64), (True, np.float64), (np.array(0.1, "f4"), np.float32)],
+)  # fmt: skip
+def test_scalars_give_scalars_of_the_carrier(x, dtype):
+    got = quantize(x, "e4m3")
+    assert type(got) is dtype
+    assert got == exact.round(x.item() if isinstance(x, np.ndarray) else x, "e4m3")
+
+
+def test_lists_and_big_endian_arrays_are_converted():
+    assert quantize([1, 1.06, 1e9], "e4m3", overflow="saturate").tolist() == [1.0, 1.0, 448.0]
+    assert quantize(np.array([0.1], ">f8"), "e4m3").tolist() == [0.1015625]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"fmt": "fp17"}, "unknown format 'fp17'"),
+        ({"rounding": "even"}, "unknown rounding 'even': expected one of nearest, nearest_away"),
+        ({"overflow": "wrap"}, "unknown overflow 'wrap': expected one of ieee, saturate"),
+        ({"fmt": "e2m1", "overflow": "wrap"}, "unknown overflow 'wrap'"),
+        ({"rounding": "stochastic"}, "needs `random`: a seed"),
+        ({"rounding": "stochastic", "random": np.zeros(2)}, r"uint32 of shape \(2,\); got float64"),
+        ({"rounding": "stochastic", "random": np.zeros(3, "u4")}, r"of shape \(2,\); got uint32"),
+        ({"out": np.zeros(2, "f4")}, r"C-contiguous float64 of shape \(2,\); got float32"),
+        ({"out": np.zeros(3)}, r"of shape \(2,\); got float64 of shape \(3,\)"),
+        ({"out": np.zeros(4)[::2]}, "C-contiguous"),
+        ({"x": np.zeros(2, "f4"), "fmt": "fp64"}, "float32 cannot carry fp64: expected float64"),
+        ({"x": np.zeros(2, "f4"), "fmt": "e9m10"}, "float32 cannot carry e9m10"),
+        ({"x": np.zeros(2, complex)}, "expected real numbers to round; got dtype complex128"),
+        ({"x": ["0.1"]}, "expected real numbers to round; got dtype <U3"),
+    ],
+    ids=str,
+)
+def test_wrong_input_says_what_would_be_right(how, message):
+    with pytest.raises(ValueError, match=message):
+        quantize(**{"x": np.zeros(2), "fmt": "fp16"} | how)
+
+
+# Scaled formats.
+
+
+def scaled_by_hand(x, fmt, groups):
+    """Round each group with fractions: the scale is amax / max in float32, by the processor."""
+    out = np.empty_like(x)
+    for group in groups:
+        amax = np.float32(np.max(np.abs(x[group])))
+        scale = amax / np.float32(fmt.max) if amax else np.float32(1)
+        for i in np.ndindex(x[group].shape):
+            element = exact.round(x[group][i] / scale, fmt, "nearest", "saturate")
+            out[group][i] = np.float32(element) * scale
+    return out
+
+
+@pytest.mark.parametrize("name", ["int8", "int4", "e4m3", "e5m2", "e2m1"])
+@pytest.mark.parametrize("sharing", ["tensor", "row", "column"])
+def test_scaled_formats_share_one_float32_scale_per_group(name, sharing):
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal((6, 8)) * 10.0 ** rng.integers(-6, 4, (6, 8))).astype(np.float32)
+    x[2], x[:, 5] = 0, 0  # a row and a column of zeros
+    groups = {
+        "tensor": [np.s_[:, :]],
+        "row": [np.s_[i, :] for i in range(6)],
+        "column": [np.s_[:, j] for j in range(8)],
+    }[sharing]
+    element = next(f for f in testing.GRIDS if f.name == name)
+    want = scaled_by_hand(x, element, groups)
+    testing.assert_same(quantize(x, f"{name}:{sharing}"), want, x)
+
+
+def test_a_nan_or_infinity_poisons_its_group_and_no_other():
+    x = np.array([[1.0, 2.0], [math.nan, 1.0], [math.inf, 1.0], [0.0, 0.0]])
+    got = quantize(x, "int8:row")
+    assert np.isnan(got[1:3]).all()
+    assert np.isfinite(got[[0, 3]]).all()
+    assert np.isnan(quantize(x, "int8")).all()
+
+
+def test_scaled_formats_keep_the_largest_value_and_take_it_as_their_unit():
+    x = np.array([127.0, 63.4, -0.4, 0.6, -127.0])
+    assert quantize(x, "int8").tolist() == [127.0, 63.0, 0.0, 1.0, -127.0]
+    assert not np.signbit(quantize(x, "int8"))[2]  # integers have one zero
+
+
+def test_scales_at_the_ends_of_float32():
+    tiny = np.array([1e-45, 0.0], np.float32)
+    assert np.isfinite(quantize(tiny, "int8")).all()
+    assert np.isnan(quantize(np.array([1e300, 1.0]), "int8")).all()  # no float32 scale is so large
+    assert quantize(np.zeros((0, 3)), "int8:row").shape == (0, 3)
+    assert quantize(0.3, "int8") == pytest.approx(0.3, rel=1e-7)
+
+
+def test_exact_fraction_of_a_word_is_the_kernels():
+    """The convention that ties the two: word w is the fraction (w + 1/2) / 2^32."""
+    x, word = 1 + 2.0**-11, 2**31 - 1
+    fraction = Fraction(2 * word + 1, 2**33)
+    up = quantize(np.array([x]), "fp16", "stochastic", random=np.array([word], np.uint32))
+    assert up[0] == exact.round(x, "fp16", "stochastic", random=fraction) == 1 + 2**-10

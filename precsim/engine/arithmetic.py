@@ -30,7 +30,7 @@ class Arithmetic:
     """
 
     xp: Any
-    carrier: str
+    carrier: np.dtype[Any]
     accumulator: Accumulator | None = None
     draw: Callable[[tuple[int, ...], int], Array] | None = None
 

@@ -17,7 +17,7 @@ from precsim.backend.random import key, words
 from precsim.engine.arithmetic import Arithmetic, Array
 from precsim.engine.context import Context, current
 from precsim.engine.policy import Decision
-from precsim.engine.precision import Precision
+from precsim.engine.precision import Accumulator, Precision
 from precsim.engine.tape import OPS, Node, Primitive, Vjp
 from precsim.engine.tensor import Tensor, as_tensor
 from precsim.formats.arrays import array_module
@@ -81,45 +81,51 @@ def primitive(
 def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -> Tensor:
     """Run one op: cast operands, compute in the carrier, round once, tell observers, tape it."""
     context = current()
-    inputs = tuple(as_tensor(x) for x in operands)
-    if op.name != "carry":
-        inputs = tuple(_in_carrier(x) for x in inputs)
-    xp = array_module(inputs[0].data)
+    inputs = _in_carrier(op, operands, context)
     if op.kind == "movement":
-        moved = op.forward(
-            Arithmetic(xp, context.policy.carrier), *(t.data for t in inputs), **params
-        )
+        moved = _compute(op, inputs, params, context)
         return _wrap(op, inputs, params, context, moved, inputs[0].format)
     decision = _decide(op, inputs, params, context)
     if op.kind == "cast" and decision.format == inputs[0].format:
         return inputs[0]
-    if any(decision.casts):
-        pairs = zip(inputs, decision.casts, strict=True)
-        inputs = tuple(OPS["cast"].call(x, to=c) if c else x for x, c in pairs)
+    inputs = _cast(inputs, decision)
+    site = _visit(op, context)
+    exact = _compute(op, inputs, params, context, decision.accumulator, site)
+    rounded = _round(op, exact, decision, site)
+    for observe in context.observers:
+        observe(_event(op, inputs, decision, site, exact, rounded))
+    return _wrap(op, inputs, params, context, rounded, decision.format)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One run of an op at its place in the program: what keys its random words."""
+
+    context: Context
+    path: str
+    call: int
+
+    def draw(self, shape: tuple[int, ...], start: int, use: str = "/accumulate") -> Array:
+        """Return random words `start`, `start` + 1, ... of this run."""
+        where = key(self.context.seed, self.path + use, self.context.step, self.call)
+        return words(where, shape, start)
+
+
+def _visit(op: Primitive, context: Context) -> Site:
+    """Count one more run of the op in this role and scope."""
     path = f"{context.role}/{context.scope}/{op.name}"
     call = context.calls[path]
     context.calls[path] = call + 1
+    return Site(context, path, call)
 
-    def draw(shape: tuple[int, ...], start: int, use: str = "/accumulate") -> Array:
-        return words(key(context.seed, path + use, context.step, call), shape, start, xp)
 
-    arrays = tuple(t.data for t in inputs)
-    with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
-        arithmetic = Arithmetic(xp, context.policy.carrier, decision.accumulator, draw)
-        exact = op.forward(arithmetic, *arrays, **params)
-    exact = xp.asarray(exact, order="C")
-    watched = bool(context.observers)
-    rounded = xp.empty_like(exact) if watched or op.kind == "cast" else exact
-    stochastic = decision.output.rounding is Rounding.STOCHASTIC
-    _round(exact, rounded, decision, draw(exact.shape, 0, "") if stochastic else None)
-    if watched:
-        event = Event(
-            op.name, op.kind, context.phase, context.role, context.scope, context.step, path, call,
-            decision.format, decision.output, arrays, exact, rounded,
-        )  # fmt: skip
-        for observe in context.observers:
-            observe(event)
-    return _wrap(op, inputs, params, context, rounded, decision.format)
+def _in_carrier(op: Primitive, operands: tuple[Any, ...], context: Context) -> tuple[Tensor, ...]:
+    """Return the operands as tensors of the policy's carrier; those of another are carried over."""
+    inputs = tuple(as_tensor(x) for x in operands)
+    if op.name == "carry":
+        return inputs
+    carrier = context.policy.carrier
+    return tuple(x if x.data.dtype == carrier else OPS["carry"].call(x) for x in inputs)
 
 
 def _decide(
@@ -136,23 +142,73 @@ def _decide(
     return context.policy.decide(op.name, op.kind, context.role, context.scope, formats, gradients)
 
 
-def _round(exact: Array, rounded: Array, decision: Decision, random: Array | None) -> None:
-    """Round into `rounded`, which may be `exact` itself."""
+def _cast(inputs: tuple[Tensor, ...], decision: Decision) -> tuple[Tensor, ...]:
+    """Cast the operands for which the policy wants another format, each in an op of its own."""
+    if not any(decision.casts):
+        return inputs
+    pairs = zip(inputs, decision.casts, strict=True)
+    return tuple(OPS["cast"].call(x, to=c) if c else x for x, c in pairs)
+
+
+def _compute(
+    op: Primitive,
+    inputs: tuple[Tensor, ...],
+    params: dict[str, Any],
+    context: Context,
+    accumulator: Accumulator | None = None,
+    site: Site | None = None,
+) -> Array:
+    """Run the forward in the carrier."""
+    xp = array_module(inputs[0].data)
+    draw = site.draw if site else None
+    arithmetic = Arithmetic(xp, context.policy.carrier, accumulator, draw)
+    with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
+        return op.forward(arithmetic, *(t.data for t in inputs), **params)  # type: ignore[no-any-return]
+
+
+def _round(op: Primitive, exact: Array, decision: Decision, site: Site) -> Array:
+    """Round the result: in place, unless somebody wants to see it before, or it is the operand."""
+    xp = array_module(exact)
+    exact = xp.asarray(exact, order="C")
+    keep = op.kind == "cast" or bool(site.context.observers)
+    rounded = xp.empty_like(exact) if keep else exact
     fmt, precision = decision.format, decision.output
+    stochastic = precision.rounding is Rounding.STOCHASTIC
+    random = site.draw(exact.shape, 0, "") if stochastic else None
     if isinstance(fmt, Scaled):
         quantize(exact, fmt, precision.rounding, precision.overflow, random, out=rounded)
-        return
+        return rounded
     overflow = precision.overflow
     if overflow is None or not fmt.has_nan:
         overflow = Overflow.IEEE if fmt.has_nan else Overflow.SATURATE
     round_into(exact, rounded, fmt, precision.rounding, overflow, random)
+    return rounded
 
 
-def _in_carrier(tensor: Tensor) -> Tensor:
-    """Bring a tensor made under another arithmetic into this one, on the tape where it matters."""
-    if tensor.data.dtype == current().policy.carrier:
-        return tensor
-    return OPS["carry"].call(tensor)
+def _event(
+    op: Primitive,
+    inputs: tuple[Tensor, ...],
+    decision: Decision,
+    site: Site,
+    exact: Array,
+    rounded: Array,
+) -> Event:
+    context = site.context
+    return Event(
+        op=op.name,
+        kind=op.kind,
+        phase=context.phase,
+        role=context.role,
+        scope=context.scope,
+        step=context.step,
+        path=site.path,
+        call=site.call,
+        format=decision.format,
+        precision=decision.output,
+        inputs=tuple(t.data for t in inputs),
+        exact=exact,
+        rounded=rounded,
+    )
 
 
 def _wrap(

@@ -15,6 +15,8 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
+
 from precsim.engine.precision import Accumulator, Precision
 from precsim.formats.registry import AnyFormat
 
@@ -30,7 +32,7 @@ PHASES = {
 }
 """Role of a tensor -> phase of the training step in which it is made."""
 
-CARRIERS = {"exact": "float64", "fast": "float32"}
+CARRIERS: dict[str, np.dtype[Any]] = {"exact": np.dtype(np.float64), "fast": np.dtype(np.float32)}
 
 
 class Granularity(StrEnum):
@@ -162,7 +164,7 @@ class Policy:
         return cls(**(roles | changes))  # type: ignore[arg-type]
 
     @property
-    def carrier(self) -> str:
+    def carrier(self) -> np.dtype[Any]:
         """Dtype in which ops are computed before they are rounded: float64 or float32."""
         return CARRIERS[self.arithmetic]
 

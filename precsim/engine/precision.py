@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,7 @@ class Precision:
         name = Scaled(fmt.element, swap.get(fmt.sharing, fmt.sharing)).name
         return Precision(name, self.rounding, self.overflow)
 
-    def check(self, carrier: str) -> None:
+    def check(self, carrier: np.dtype[Any]) -> None:
         """Raise `ValueError` if values of the format do not fit the carrier's dtype."""
         if self.format in FOLLOWING:
             return

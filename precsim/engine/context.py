@@ -25,7 +25,8 @@ class Context:
 
     `role` is the role of the tensors being made (a field of `Policy`), `scope` the dotted path of
     the module ("blocks.0.attn.qkv"), `seed` and `step` the key of all randomness together with the
-    op's path and `calls`, which counts how often each path has run within the step.
+    op's path and `calls`, which counts how often each path has run within the step.  `backend`
+    ("numpy" or "cupy") is where numbers and NumPy arrays become tensors.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -34,6 +35,7 @@ class Context:
     scope: str = ""
     seed: int = 0
     step: int = 0
+    backend: str = "numpy"
     taping: bool = True
     calls: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
 

@@ -89,7 +89,7 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     if op.kind == "cast" and decision.format == inputs[0].format:
         return inputs[0]
     inputs = _cast(inputs, decision)
-    site = _visit(op, context)
+    site = _visit(op, inputs, context)
     exact = _compute(op, inputs, params, context, decision.accumulator, site)
     rounded = _round(op, exact, decision, site)
     for observe in context.observers:
@@ -104,19 +104,20 @@ class Site:
     context: Context
     path: str
     call: int
+    xp: Any
 
     def draw(self, shape: tuple[int, ...], start: int, use: str = "/accumulate") -> Array:
         """Return random words `start`, `start` + 1, ... of this run."""
         where = key(self.context.seed, self.path + use, self.context.step, self.call)
-        return words(where, shape, start)
+        return words(where, shape, start, self.xp)
 
 
-def _visit(op: Primitive, context: Context) -> Site:
+def _visit(op: Primitive, inputs: tuple[Tensor, ...], context: Context) -> Site:
     """Count one more run of the op in this role and scope."""
     path = f"{context.role}/{context.scope}/{op.name}"
     call = context.calls[path]
     context.calls[path] = call + 1
-    return Site(context, path, call)
+    return Site(context, path, call, array_module(inputs[0].data))
 
 
 def _in_carrier(op: Primitive, operands: tuple[Any, ...], context: Context) -> tuple[Tensor, ...]:

@@ -24,7 +24,7 @@ def softmax(m: Arithmetic, x: Array, keep: Array | None = None) -> Array:
     The maximum is subtracted first, so nothing overflows.  A row without any element to keep, or
     with a NaN or +inf in it, is NaN.
     """
-    shown = x if keep is None else m.xp.where(keep, x, -m.xp.inf)
+    shown = x if keep is None else m.xp.where(m.xp.asarray(keep), x, -m.xp.inf)
     y = shown - shown.max(axis=-1, keepdims=True)
     m.xp.exp(y, out=y)
     y /= y.sum(axis=-1, keepdims=True)
@@ -129,7 +129,7 @@ def cross_entropy(m: Arithmetic, x: Array, targets: Array) -> Array:
 
     Negative targets are not counted.  No target at all, or a NaN or +inf in x, gives NaN.
     """
-    rows = m.xp.arange(x.shape[0])
+    rows, targets = m.xp.arange(x.shape[0]), m.xp.asarray(targets)
     top = x.max(axis=-1, keepdims=True)
     lse = m.xp.log(m.xp.exp(x - top).sum(axis=-1)) + top[:, 0]
     counted = targets >= 0
@@ -140,7 +140,7 @@ def cross_entropy(m: Arithmetic, x: Array, targets: Array) -> Array:
 @primitive("kernel")
 def cross_entropy_grad(m: Arithmetic, g: Array, x: Array, targets: Array) -> Array:
     """Return (softmax(x) - one_hot(target)) * g / count, zero where a target is not counted."""
-    rows = m.xp.arange(x.shape[0])
+    rows, targets = m.xp.arange(x.shape[0]), m.xp.asarray(targets)
     y = x - x.max(axis=-1, keepdims=True)
     m.xp.exp(y, out=y)
     y /= y.sum(axis=-1, keepdims=True)

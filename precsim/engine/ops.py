@@ -53,7 +53,7 @@ def unslice(m: Arithmetic, x: Array, index: Any, shape: tuple[int, ...]) -> Arra
 @primitive("movement", vjps=(lambda g, out, x, ids: scatter_add(g, ids=ids, rows=x.shape[0]),))
 def gather(m: Arithmetic, x: Array, ids: Array) -> Array:
     """Return the rows ``x[ids]``, as an embedding does; ids has any shape."""
-    return x[ids]
+    return x[m.xp.asarray(ids)]  # type: ignore[no-any-return]
 
 
 @primitive("movement", vjps=(lambda g, out, x: g,))
@@ -155,7 +155,7 @@ def heaviside(m: Arithmetic, x: Array) -> Array:
 @primitive(vjps=(lambda g, out, x, keep: mask(g, keep=keep),))
 def mask(m: Arithmetic, x: Array, keep: Array) -> Array:
     """Return x where `keep` is true, else zero; no constant stands in for -infinity anywhere."""
-    return m.xp.where(keep, x, 0)  # type: ignore[no-any-return]
+    return m.xp.where(m.xp.asarray(keep), x, 0)  # type: ignore[no-any-return]
 
 
 # Reductions and products: the accumulator decides what the running total keeps.
@@ -185,7 +185,7 @@ def amax(m: Arithmetic, x: Array, axis: int, keep: Array | None = None) -> Array
 
     Elements where `keep` is false do not count; where none counts, the result is -inf.
     """
-    shown = x if keep is None else m.xp.where(keep, x, -m.xp.inf)
+    shown = x if keep is None else m.xp.where(m.xp.asarray(keep), x, -m.xp.inf)
     return m.xp.asarray(shown.max(axis=axis, keepdims=True))  # type: ignore[no-any-return]
 
 
@@ -193,7 +193,9 @@ def amax(m: Arithmetic, x: Array, axis: int, keep: Array | None = None) -> Array
 def scatter_add(m: Arithmetic, x: Array, ids: Array, rows: int) -> Array:
     """Add each vector of x to the row that `ids` names, of `rows`: an embedding's gradient."""
     flat = x.reshape(-1, x.shape[-1])
-    one_hot = (m.xp.arange(rows)[:, None] == ids.reshape(1, -1)).astype(x.dtype)  # (rows, N)
+    one_hot = (m.xp.arange(rows)[:, None] == m.xp.asarray(ids).reshape(1, -1)).astype(
+        x.dtype
+    )  # (rows, N)
     return m.matmul(one_hot, flat)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from precsim.backend import get_backend
 from precsim.engine.context import current, using
 from precsim.engine.tape import OPS, Node, backward
 from precsim.formats.arrays import array_module
@@ -170,9 +171,10 @@ def as_tensor(value: Any) -> Tensor:
     """
     if isinstance(value, Tensor):
         return value
-    carrier = current().policy.carrier
+    context = current()
+    xp: Any = np if context.backend == "numpy" else get_backend(context.backend)
     array = value if hasattr(value, "__array_namespace__") else np.asarray(value)
     if array.dtype.kind not in "fiub":
         msg = f"expected a tensor, an array or a number; got {type(value).__name__} {value!r:.80}"
         raise TypeError(msg)
-    return Tensor(array.astype(carrier, copy=False))
+    return Tensor(xp.asarray(array, context.policy.carrier))

@@ -66,7 +66,7 @@ def specimens(
         normal = np.ldexp(hidden + steps, binades - grid.man_bits)
         x = np.concatenate([subnormal, normal.ravel()]).astype(kind)
         x = np.concatenate([x, np.nextafter(x, -np.inf), np.nextafter(x, np.inf)])
-    everywhere = np.ldexp(1.375, np.arange(tiniest + 2, carrier.maxexp)).astype(kind)
+        everywhere = np.ldexp(1.375, np.arange(tiniest, carrier.maxexp)).astype(kind)
     ends = [carrier.smallest_subnormal, carrier.smallest_normal, carrier.max, np.inf]
     x = np.unique(np.concatenate([x, everywhere, np.array(ends, kind)]))
     positive, specials = x[x > 0], np.array([-0.0, 0.0, np.nan], kind)

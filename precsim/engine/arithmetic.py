@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from precsim.engine.precision import Accumulator
 from precsim.formats.modes import Rounding
@@ -37,8 +39,8 @@ class Arithmetic:
     def matmul(self, a: Array, b: Array) -> Array:
         """Multiply (..., M, K) by (K, N) or (..., K, N)."""
         folded = a.ndim > 2 and b.ndim == 2
-        left = a.reshape(-1, a.shape[-1]) if folded else a
-        if self.accumulator is None:
+        left = a.reshape(prod(a.shape[:-1]), a.shape[-1]) if folded else a
+        if self.accumulator is None or left.shape[-1] == 0:
             product = left @ b
         else:
             product = self._accumulate(
@@ -51,8 +53,7 @@ class Arithmetic:
         """Sum along one axis, several, or all of them."""
         if self.accumulator is None or x.size == 0:
             return np.asarray(x.sum(axis=axis, keepdims=keepdims))
-        axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-        first = tuple(a % x.ndim for a in axes)
+        first = normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
         kept = [a for a in range(x.ndim) if a not in first]
         terms = x.transpose(*first, *kept).reshape(-1, *(x.shape[a] for a in kept))
         total = self._accumulate(terms.shape[0], lambda start, stop: terms[start:stop].sum(axis=0))

@@ -115,7 +115,7 @@ def gelu_grad(m: Arithmetic, g: Array, x: Array) -> Array:
 
 
 def _gelu_tanh(xp: Any, x: Array) -> Array:
-    t = x * x
+    t = xp.multiply(x, x, out=xp.empty_like(x))  # an array in zero dimensions too
     t *= GELU_CUBIC
     t += 1
     t *= x
@@ -133,7 +133,8 @@ def cross_entropy(m: Arithmetic, x: Array, targets: Array) -> Array:
     top = x.max(axis=-1, keepdims=True)
     lse = m.xp.log(m.xp.exp(x - top).sum(axis=-1)) + top[:, 0]
     counted = targets >= 0
-    losses = m.xp.where(counted, lse - x[rows, targets], 0)
+    picked = x[rows, m.xp.where(counted, targets, 0)]
+    losses = m.xp.where(counted, lse - picked, 0)
     return m.xp.asarray(losses.sum() / counted.sum(), x.dtype)  # type: ignore[no-any-return]
 
 

@@ -7,11 +7,17 @@ Fused kernels (softmax, layer norm, GELU, cross-entropy) are in `kernels.py`.
 
 from __future__ import annotations
 
+from math import prod
+from numbers import Integral
+from types import EllipsisType
 from typing import Any
+
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from precsim.engine.arithmetic import Arithmetic, Array
 from precsim.engine.dispatch import primitive
 from precsim.engine.tensor import Tensor
+from precsim.formats.arrays import array_module
 
 # Movement: values change places, none is rounded.
 
@@ -38,8 +44,18 @@ def broadcast_to(m: Arithmetic, x: Array, shape: tuple[int, ...]) -> Array:
 
 @primitive("movement", vjps=(lambda g, out, x, index: unslice(g, index=index, shape=x.shape),))
 def slice_(m: Arithmetic, x: Array, index: Any) -> Array:
-    """Return ``x[index]`` for a basic index (integers and slices)."""
-    return x[index]  # type: ignore[no-any-return]
+    """Return ``x[index]`` for a basic index: integers, slices, ``...`` and None.
+
+    Raises `TypeError` for any other, `IndexError` for one out of bounds.
+    """
+    parts = index if isinstance(index, tuple) else (index,)
+    basic = Integral | slice | EllipsisType | None
+    if not all(isinstance(i, basic) and not isinstance(i, bool) for i in parts):
+        msg = (
+            f"index {index!r:.60}: expected integers and slices; `ops.gather` takes rows by number"
+        )
+        raise TypeError(msg)
+    return m.xp.asarray(x[index])  # type: ignore[no-any-return]
 
 
 @primitive("movement", vjps=(lambda g, out, x, index, shape: slice_(g, index=index),))
@@ -52,8 +68,11 @@ def unslice(m: Arithmetic, x: Array, index: Any, shape: tuple[int, ...]) -> Arra
 
 @primitive("movement", vjps=(lambda g, out, x, ids: scatter_add(g, ids=ids, rows=x.shape[0]),))
 def gather(m: Arithmetic, x: Array, ids: Array) -> Array:
-    """Return the rows ``x[ids]``, as an embedding does; ids has any shape."""
-    return x[m.xp.asarray(ids)]  # type: ignore[no-any-return]
+    """Return the rows ``x[ids]``, as an embedding does; ids has any shape.
+
+    Raises `ValueError` for ids that are not integers from 0 to the number of rows - 1.
+    """
+    return x[_checked_ids(m, ids, x.shape[0])]
 
 
 @primitive("movement", vjps=(lambda g, out, x: g,))
@@ -179,7 +198,7 @@ def sum_to(m: Arithmetic, x: Array, shape: tuple[int, ...]) -> Array:
     return m.sum(x, axes, keepdims=True).reshape(shape)
 
 
-@primitive("reduction", vjps=(lambda g, out, x, axis, keep=None: mul(g, _is_max(out, x, axis)),))
+@primitive("reduction", vjps=(lambda g, out, x, axis, keep=None: mul(g, _is_max(x, axis, keep)),))
 def amax(m: Arithmetic, x: Array, axis: int, keep: Array | None = None) -> Array:
     """Return the largest value along `axis`, which stays with one element; NaN if any is NaN.
 
@@ -192,11 +211,9 @@ def amax(m: Arithmetic, x: Array, axis: int, keep: Array | None = None) -> Array
 @primitive("reduction", vjps=(lambda g, out, x, ids, rows: gather(g, ids=ids),))
 def scatter_add(m: Arithmetic, x: Array, ids: Array, rows: int) -> Array:
     """Add each vector of x to the row that `ids` names, of `rows`: an embedding's gradient."""
-    flat = x.reshape(-1, x.shape[-1])
-    one_hot = (m.xp.arange(rows)[:, None] == m.xp.asarray(ids).reshape(1, -1)).astype(
-        x.dtype
-    )  # (rows, N)
-    return m.matmul(one_hot, flat)
+    places = _checked_ids(m, ids, rows).reshape(-1)
+    one_hot = (m.xp.arange(rows)[:, None] == places).astype(x.dtype)  # (rows, N)
+    return m.matmul(one_hot, x.reshape(places.size, x.shape[-1]))
 
 
 @primitive(
@@ -227,7 +244,7 @@ def _check_matmul(a: Array, b: Array) -> None:
     ),
 )
 def linear(m: Arithmetic, x: Array, weight: Array, bias: Array) -> Array:
-    """Return x @ weight + bias, rounded once: the bias joins the sum in the accumulator's register.
+    """Return x @ weight + bias, rounded once: the bias is added to the finished sum, unrounded.
 
     Raises `ValueError` as `matmul` does.
     """
@@ -244,20 +261,35 @@ def _transpose(x: Tensor) -> Tensor:
 def _right(g: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Gradient of the right operand; a shared one (a weight) sums over all leading axes at once."""
     if b.ndim == 2 and a.ndim > 2:
-        a = reshape(a, shape=(-1, a.shape[-1]))
-        g = reshape(g, shape=(-1, g.shape[-1]))
+        rows = prod(a.shape[:-1])
+        a, g = reshape(a, shape=(rows, a.shape[-1])), reshape(g, shape=(rows, g.shape[-1]))
     return matmul(_transpose(a), g)
 
 
 def _spread(g: Tensor, x: Tensor, axis: Any, keepdims: bool) -> Tensor:
     """Gradient of a sum: the same g for every term."""
     if axis is not None and not keepdims:
-        axes = {a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis)}
+        axes = normalize_axis_tuple(axis, x.ndim)
         g = reshape(g, shape=tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
     return broadcast_to(g, shape=x.shape)
 
 
-def _is_max(largest: Tensor, x: Tensor, axis: int) -> Array:
-    """Return 1 where x is the maximum along its axis, else 0; ties share it equally."""
-    hit = x.data == largest.data
-    return hit / hit.sum(axis=axis, keepdims=True)  # type: ignore[no-any-return]
+def _is_max(x: Tensor, axis: int, keep: Array | None) -> Array:
+    """Return 1 where x is the maximum along its axis, else 0; ties share it equally.
+
+    It is found again in x, since the output may be rounded and equal none of x's elements.
+    """
+    xp = array_module(x.data)
+    kept = xp.asarray(True if keep is None else keep)
+    shown = xp.where(kept, x.data, -xp.inf)
+    hit = kept & (shown == shown.max(axis=axis, keepdims=True))
+    return hit / xp.maximum(hit.sum(axis=axis, keepdims=True), 1)  # type: ignore[no-any-return]
+
+
+def _checked_ids(m: Arithmetic, ids: Array, rows: int) -> Array:
+    ids = m.xp.asarray(ids)
+    if ids.dtype.kind not in "iu" or (ids.size and not 0 <= ids.min() <= ids.max() < rows):
+        span = f" from {ids.min()} to {ids.max()}" if ids.size else ""
+        msg = f"expected integer ids from 0 to {rows - 1}; got {ids.dtype}{span}"
+        raise ValueError(msg)
+    return ids

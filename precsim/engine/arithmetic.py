@@ -52,7 +52,7 @@ class Arithmetic:
     def sum(self, x: Array, axis: int | tuple[int, ...] | None, *, keepdims: bool = False) -> Array:
         """Sum along one axis, several, or all of them."""
         if self.accumulator is None or x.size == 0:
-            return np.asarray(x.sum(axis=axis, keepdims=keepdims))
+            return self.xp.asarray(x.sum(axis=axis, keepdims=keepdims))  # type: ignore[no-any-return]
         first = normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
         kept = [a for a in range(x.ndim) if a not in first]
         terms = x.transpose(*first, *kept).reshape(-1, *(x.shape[a] for a in kept))
@@ -69,7 +69,7 @@ class Arithmetic:
         rounded = 0  # elements that drew random words so far
         for start in range(0, length, unit.every):
             stop = min(start + unit.every, length)
-            term = np.asarray(part(start, stop))
+            term = self.xp.asarray(part(start, stop))
             words = None
             if unit.rounding is Rounding.STOCHASTIC and self.draw is not None:
                 words = self.draw(term.shape, rounded)
@@ -78,4 +78,4 @@ class Arithmetic:
             if unit.chunk and (stop % unit.chunk == 0 or stop == length):
                 outer = quantize(outer + total, unit.outer)
                 total = 0.0
-        return np.asarray(outer if unit.chunk else total)
+        return self.xp.asarray(outer if unit.chunk else total)  # type: ignore[no-any-return]

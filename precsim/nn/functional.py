@@ -2,17 +2,19 @@
 
 "kernel" calls the fused op, wide inside and rounded once.  "primitive" writes the formula out, one
 rounding per step; that is what a framework without fused kernels would do, and what a textbook
-shows.  In float64 both are the same function.
+shows.  "torch" rounds between the kernels that PyTorch's eager mode launches.  In float64 all are
+the same function.
 """
 
 from __future__ import annotations
 
 from math import pi, sqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from precsim.engine import kernels, ops
+from precsim.engine import eager, kernels, ops
 from precsim.engine.context import current
 from precsim.engine.policy import Granularity
 from precsim.engine.tensor import Tensor
@@ -22,7 +24,11 @@ Mask = npt.NDArray[np.bool_]
 
 
 def _fused() -> bool:
-    return current().policy.granularity is Granularity.KERNEL
+    return current().policy.granularity is not Granularity.PRIMITIVE
+
+
+def _as_torch() -> bool:
+    return current().policy.granularity is Granularity.TORCH
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -41,7 +47,10 @@ def softmax(x: Tensor, keep: Mask | None = None) -> Tensor:
     """
     if _fused():
         return kernels.softmax(x, keep=keep)
-    e = ops.exp(x - ops.amax(x, axis=-1, keep=keep))
+    z = x - ops.amax(x, axis=-1, keep=keep)
+    if keep is not None:  # what is hidden may exceed the maximum, and exp of it overflow
+        z = ops.mask(z, keep=keep)
+    e = ops.exp(z)
     if keep is not None:
         e = ops.mask(e, keep=keep)
     return e / e.sum(-1, keepdims=True)
@@ -53,6 +62,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     In primitive granularity eps is rounded into the format: 1e-8 is 0 in fp16, and a constant row
     becomes NaN.
     """
+    if _as_torch():
+        mean, rstd = eager.row_mean(x), eager.row_rstd(x, eps=eps)
+        return eager.native_layer_norm(x, weight, bias, mean, rstd, eps=eps)
     if _fused():
         return kernels.layer_norm(x, weight, bias, eps=eps)
     per_element = 1.0 / x.shape[-1]
@@ -72,10 +84,11 @@ def gelu(x: Tensor) -> Tensor:
 def cross_entropy(logits: Tensor, targets: Index) -> Tensor:
     """Return the mean of -log softmax(logits)[target] over targets >= 0.
 
-    logits (..., V), targets of the leading shape; negative targets are not counted.
-    Raises `ValueError` for a shape that does not fit or a target beyond the vocabulary.
+    logits (..., V), targets of the leading shape; negative targets are not counted, and where all
+    are negative the loss is NaN.  Raises `ValueError` for targets that are not integers, of a shape
+    that does not fit, or beyond the vocabulary.
     """
-    vocabulary = logits.shape[-1]
+    vocabulary, targets = logits.shape[-1], as_index(targets, "targets")
     if targets.shape != logits.shape[:-1]:
         msg = f"cross_entropy: expected targets of shape {logits.shape[:-1]}; got {targets.shape}"
         raise ValueError(msg)
@@ -83,10 +96,22 @@ def cross_entropy(logits: Tensor, targets: Index) -> Tensor:
         msg = f"cross_entropy: target {int(targets.max())} is not in the vocabulary of {vocabulary}"
         raise ValueError(msg)
     x, flat = logits.reshape(-1, vocabulary), targets.reshape(-1)
+    if _as_torch():
+        return eager.nll_loss(eager.log_softmax(x), targets=flat)
     if _fused():
         return kernels.cross_entropy(x, targets=flat)
     z = x - ops.amax(x, axis=-1)
     picked = ops.mask(z, keep=flat[:, None] == np.arange(vocabulary)).sum(-1)
     counted = flat >= 0
     losses = ops.mask(ops.log(ops.exp(z).sum(-1)) - picked, keep=counted)
-    return losses.sum() * (1.0 / int(counted.sum()))
+    count = int(counted.sum())
+    return losses.sum() * (1 / count if count else float("nan"))
+
+
+def as_index(values: Any, what: str) -> Index:
+    """Return an array of integers as it is, and a list as one; raise `ValueError` for others."""
+    array: Any = values if hasattr(values, "__array_namespace__") else np.asarray(values)
+    if array.dtype.kind not in "iu":
+        msg = f"{what}: expected integers; got {array.dtype} of shape {array.shape}"
+        raise ValueError(msg)
+    return array  # type: ignore[no-any-return]

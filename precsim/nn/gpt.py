@@ -6,6 +6,7 @@ in `parameters` are what the optimizer updates (the master copy, where there is 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from math import sqrt
 
@@ -17,6 +18,7 @@ from precsim.engine.context import current, scope, using
 from precsim.engine.tensor import Tensor
 from precsim.nn.functional import (
     Index,
+    as_index,
     cross_entropy,
     gelu,
     layer_norm,
@@ -101,13 +103,15 @@ class GPT:
         Raises `ValueError` for an unknown name or another shape.
         """
         expected = self.config.shapes().get(name)
-        if expected is None or values.shape != expected:
+        if expected is None or np.shape(values) != expected:
             wanted = f"shape {expected}" if expected else f"a name of {list(self.config.shapes())}"
-            msg = f"parameter {name!r} of shape {values.shape}: expected {wanted}"
+            msg = f"parameter {name!r} of shape {np.shape(values)}: expected {wanted}"
             raise ValueError(msg)
         policy = current().policy
         stored = policy.master_weights if policy.has_master else policy.weights
         with using(role="weights", scope=name, taping=False):
+            if policy.initial_weights is not None:
+                values = ops.cast(values, to=policy.initial_weights)
             rounded = ops.cast(values, to=stored)
         self.parameters[name] = Tensor(
             rounded.data, rounded.format, requires_grad=True, is_weight=True, name=name
@@ -123,7 +127,7 @@ class GPT:
 
         Raises `ValueError` for another shape, a longer text than the context, or unknown tokens.
         """
-        self._check(tokens)
+        tokens = self._checked(tokens)
         time = tokens.shape[1]
         with scope("wte"):
             x = ops.gather(self._weight("wte.weight"), ids=tokens)  # (B, T, C)
@@ -151,10 +155,17 @@ class GPT:
         """Return `length` tokens sampled one by one after `prompt` (T,), as a (T + length,) array.
 
         Temperature 0 takes the likeliest token.  Logits that are not numbers sample uniformly.
+        Raises `ValueError` for a prompt that is not a row of tokens or a negative temperature.
         """
-        tokens = np.asarray(prompt)
+        tokens = as_index(prompt, "prompt")
+        if tokens.ndim != 1 or not temperature >= 0:
+            msg = (
+                "expected a prompt of shape (time,) and a temperature >= 0; "
+                f"got {tokens.shape} and {temperature}"
+            )
+            raise ValueError(msg)
         for position in range(length):
-            with using(taping=False, observers=()):
+            with using(taping=False, observers=(), calls=Counter()):
                 logits = self(tokens[None, -self.config.context :]).numpy()[0, -1]
             draw = uniform(key(seed, "sample", position, 0), ())
             tokens = np.append(tokens, _sample(logits, float(draw), temperature))
@@ -208,9 +219,10 @@ class GPT:
         with scope("dropout"):
             return ops.mask(x, keep=kept) * (1 / (1 - self.config.dropout))
 
-    def _check(self, tokens: Index) -> None:
-        if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
-            msg = f"expected integer tokens of shape (B, T); got {tokens.dtype} of {tokens.shape}"
+    def _checked(self, tokens: Index) -> Index:
+        tokens = as_index(tokens, "tokens")
+        if tokens.ndim != 2:
+            msg = f"expected tokens of shape (batch, time); got {tokens.shape}"
             raise ValueError(msg)
         if not 1 <= tokens.shape[1] <= self.config.context:
             msg = f"expected 1 to {self.config.context} tokens (the context); got {tokens.shape[1]}"
@@ -221,6 +233,7 @@ class GPT:
                 f"got {tokens.min()} to {tokens.max()}"
             )
             raise ValueError(msg)
+        return tokens
 
 
 def _sample(logits: np.ndarray, draw: float, temperature: float) -> int:

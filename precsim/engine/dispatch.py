@@ -8,7 +8,7 @@ escapes rounding, in secret.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Event:
 
     `exact` is the result in the carrier, on operands that were rounded before; `rounded` what the
     format made of it.  `path` names the site: role/scope/op, and `call` counts its runs in a step.
+    With `params` an observer can run the op again on `inputs`, in another arithmetic.
     """
 
     op: str
@@ -49,6 +50,8 @@ class Event:
     inputs: tuple[Array, ...]
     exact: Array
     rounded: Array
+    params: dict[str, Any] = field(default_factory=dict)
+    accumulator: Accumulator | None = None
 
 
 def primitive(
@@ -93,7 +96,7 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     exact = _compute(op, inputs, params, context, decision.accumulator, site)
     rounded = _round(op, exact, decision, site)
     for observe in context.observers:
-        observe(_event(op, inputs, decision, site, exact, rounded))
+        observe(_event(op, inputs, params, decision, site, exact, rounded))
     return _wrap(op, inputs, params, context, rounded, decision.format)
 
 
@@ -189,6 +192,7 @@ def _round(op: Primitive, exact: Array, decision: Decision, site: Site) -> Array
 def _event(
     op: Primitive,
     inputs: tuple[Tensor, ...],
+    params: dict[str, Any],
     decision: Decision,
     site: Site,
     exact: Array,
@@ -209,6 +213,8 @@ def _event(
         inputs=tuple(t.data for t in inputs),
         exact=exact,
         rounded=rounded,
+        params=params,
+        accumulator=decision.accumulator,
     )
 
 

@@ -7,6 +7,7 @@ in `parameters` are what the optimizer updates (the master copy, where there is 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 
@@ -79,15 +80,28 @@ class GPTConfig:
 class GPT:
     """The model: `parameters` by name, and the functions that read them."""
 
-    def __init__(self, config: GPTConfig, seed: int = 0) -> None:
-        """Draw the weights: N(0, 1/inputs), residual branches smaller, norms 1, biases 0.
+    def __init__(
+        self,
+        config: GPTConfig,
+        seed: int = 0,
+        parameters: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Take the weights from `parameters`, or draw them: N(0, 1/inputs), norms 1, biases 0.
 
-        They are rounded into the current policy's master format (`weights` where it has none).
+        Drawn ones are smaller in the residual branches.  They are rounded into the current policy's
+        master format (`weights` where it has none).  Raises `ValueError` for a weight that is
+        missing, unknown or of another shape.
         """
         self.config = config
         self.parameters: dict[str, Tensor] = {}
-        for name, shape in config.shapes().items():
-            self.set_parameter(name, self._initial(name, shape, seed))
+        shapes = config.shapes()
+        if parameters is None:
+            parameters = {n: self._initial(n, shape, seed) for n, shape in shapes.items()}
+        for name in {**shapes, **parameters}:
+            if name not in parameters:
+                msg = f"parameter {name!r} is missing: expected shape {shapes[name]}"
+                raise ValueError(msg)
+            self.set_parameter(name, parameters[name])
 
     def _initial(self, name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
         if len(shape) == 1:

@@ -1,0 +1,1 @@
+"""Analysis of training steps: drift, differences, blame, the smallest remedy, what-if."""

@@ -1,0 +1,157 @@
+"""Diff: one step under two policies, op by op, in units of the format's own roundoff.
+
+The order of ops does not depend on the values, so the two runs' ops pair up one to one.  The first
+run (a float64 reference, usually) is the truth; every op of the second is judged:
+
+- *local* error: what this op's rounding did to its own exact result;
+- *total* error: how far its result is from the other run's, in units of u of its format.
+
+An op that rounds its inputs' errors through is "propagated"; one whose own rounding takes the error
+well above what its inputs and one rounding explain is "generated here"; one that does so by
+arithmetic alone (cancellation) is "amplified".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from precsim.analyse.moment import REFERENCE, Moment
+from precsim.engine.dispatch import Event
+from precsim.engine.policy import Policy
+from precsim.formats.registry import element_of
+
+Array = npt.NDArray[np.float64]
+
+
+class Verdict(StrEnum):
+    """What is wrong with an op, if anything."""
+
+    OK = "ok"
+    GENERATED = "generated here"
+    AMPLIFIED = "amplified"
+    PROPAGATED = "propagated"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op of the second run beside the same op of the first; errors in units of its u.
+
+    `local`: of its own rounding; `inputs`: largest total error among its operands; `expected`: what
+    these and one rounding explain; `total`: what it is.  inf where a value is not finite.
+    """
+
+    index: int
+    path: str
+    call: int
+    format: str
+    u: float
+    local: float
+    inputs: float
+    expected: float
+    total: float
+    flushed: float
+    overflowed: int
+    same_bits: bool
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Diff:
+    """All ops in order; see `Row`."""
+
+    rows: tuple[Row, ...]
+
+    def first_abnormal(self) -> Row | None:
+        """Return the first op that is not ok."""
+        return next((r for r in self.rows if r.verdict is not Verdict.OK), None)
+
+    def first_difference(self) -> Row | None:
+        """Return the first op whose bits differ."""
+        return next((r for r in self.rows if not r.same_bits), None)
+
+
+LIMIT = 3.0
+"""How many times the expected error an op may have before it is abnormal."""
+
+LOCAL_LIMIT = 2.0
+"""Own rounding error, in u, above which an op rounds worse than its format's precision explains."""
+
+
+def diff(moment: Moment, low: Policy | str | None = None, high: Policy | str = REFERENCE) -> Diff:
+    """Compare a moment's step under `low` (None: its own policy) with the same under `high`.
+
+    Raises `ValueError` where the two policies do not run the same ops (granularity, or casts that
+    only one of them makes are left out of the comparison).
+    """
+    truth: dict[tuple[str, int], Event] = {}
+    moment.gradients(high, observers=[lambda e: truth.update({(e.path, e.call): e})])
+    rows: list[Row] = []
+    bad: set[str] = set()
+
+    def judge(event: Event) -> None:
+        other = truth.get((event.path, event.call))
+        if other is not None and other.rounded.shape == event.rounded.shape:
+            rows.append(_row(len(rows), event, other))
+
+    moment.gradients(low, observers=[judge])
+    if not rows:
+        msg = "the two policies have no op in common: compare runs of the same granularity"
+        raise ValueError(msg)
+    del bad
+    return Diff(tuple(rows))
+
+
+def _row(index: int, event: Event, other: Event) -> Row:
+    u = element_of(event.format).u
+    exact, rounded = event.exact, event.rounded
+    local = _error(rounded, exact) / u
+    total = _error(rounded, other.rounded) / u
+    pairs = zip(event.inputs, other.inputs, strict=False)
+    inputs = max((_error(a, b) / u for a, b in pairs if a.shape == b.shape), default=0.0)
+    expected = inputs + 1.0
+    nonzero = int(np.count_nonzero(exact))
+    lost = nonzero - int(np.count_nonzero(rounded[exact != 0])) if nonzero else 0
+    overflowed = int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(rounded)))
+    return Row(
+        index=index,
+        path=event.path,
+        call=event.call,
+        format=event.format.name,
+        u=u,
+        local=local,
+        inputs=inputs,
+        expected=expected,
+        total=total,
+        flushed=lost / nonzero if nonzero else 0.0,
+        overflowed=overflowed,
+        same_bits=bool(np.array_equal(rounded, other.rounded, equal_nan=True)),
+        verdict=_verdict(local, inputs, expected, total, overflowed),
+    )
+
+
+def _verdict(
+    local: float, inputs: float, expected: float, total: float, overflowed: int
+) -> Verdict:
+    if overflowed or (local > LOCAL_LIMIT and total > LOCAL_LIMIT):
+        return Verdict.GENERATED
+    if not np.isfinite(total):
+        return Verdict.PROPAGATED
+    if total > LIMIT * expected:
+        return Verdict.AMPLIFIED
+    return Verdict.PROPAGATED if total > LIMIT * LIMIT else Verdict.OK
+
+
+def _error(measured: Array, truth: Array) -> float:
+    """Return the relative error in the 2-norm; inf for NaN or infinities that the truth has not."""
+    with np.errstate(all="ignore"):
+        if np.array_equal(measured, truth, equal_nan=True):
+            return 0.0
+        e = float(np.linalg.norm((measured - truth).ravel()))
+        size = float(np.linalg.norm(truth.ravel()))
+    if not np.isfinite(e):
+        return float("inf")
+    return e / size if size else float("inf")

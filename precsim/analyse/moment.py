@@ -1,0 +1,138 @@
+"""A moment of training: weights, a batch and a loss scale, frozen, to be run under any policy.
+
+Everything that this package finds out, it finds out by asking a moment for its gradient in other
+formats.  Nothing is trained, so every answer is about *this* step: same weights, same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from precsim.engine import ops
+from precsim.engine.context import Observer, using
+from precsim.engine.dispatch import Event
+from precsim.engine.policy import PHASES, Policy, Rule
+from precsim.formats.registry import element_of, format
+from precsim.nn.gpt import GPT, GPTConfig
+
+Values = dict[str, npt.NDArray[np.float64]]
+
+REFERENCE = Policy.uniform("fp64")
+"""Every op in float64, rounded by nobody: what the gradient should have been."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One step's question: the gradient of `model` at `parameters` on tokens (x, y).
+
+    `weight` divides the loss as micro-batches do, `scale` multiplies it as loss scaling does; both
+    are taken out of the gradients again, in float64, so that only the rounding differs.
+    """
+
+    model: GPTConfig
+    parameters: Values
+    x: npt.NDArray[np.int64]
+    y: npt.NDArray[np.int64]
+    policy: Policy
+    scale: float = 1.0
+    weight: float = 1.0
+    seed: int = 0
+    step: int = 0
+
+    def gradients(
+        self, policy: Policy | str | None = None, observers: Iterable[Observer] = ()
+    ) -> Values:
+        """Return the unscaled gradients in float64, by parameter, under `policy` (None: its own).
+
+        Infinities and NaN stay; nothing is skipped.
+        """
+        chosen = self.policy if policy is None else Policy.parse(policy)
+        with using(chosen, observers=tuple(observers), seed=self.seed, step=self.step):
+            with using(observers=()):
+                model = GPT(self.model, parameters=self.parameters)
+            loss = model.loss(self.x, self.y)
+            factor = self.weight * self.scale
+            if factor != 1:
+                with using(role="loss", scope="loss.scale"):
+                    loss = ops.mul(loss, factor)
+            loss.backward()
+        grads = {n: p.grad.numpy() for n, p in model.parameters.items() if p.grad is not None}
+        return {n: np.asarray(g, np.float64) / factor for n, g in grads.items()}
+
+    def reference(self) -> Values:
+        """Return the float64 gradients."""
+        return self.gradients(REFERENCE)
+
+    def at(self, **changes: object) -> Moment:
+        """Return the moment with some fields changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def sites(self) -> list[Site]:
+        """Return every place where the step rounds, in the order of the first time."""
+        found: dict[str, Site] = {}
+
+        def note(event: Event) -> None:
+            site = Site(event.role, event.scope, event.op, event.kind, str(event.precision))
+            known = found.setdefault(site.name, replace(site, precision=str(event.format.name)))
+            found[site.name] = replace(known, values=known.values + event.exact.size)
+
+        self.gradients(observers=[note])
+        return list(found.values())
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where values are rounded: an op in a role and a scope.
+
+    A matmul is three sites: forward (activations), input gradient (gradients) and weight gradient.
+    """
+
+    role: str
+    scope: str
+    op: str
+    kind: str = field(default="", compare=False)
+    precision: str = field(default="", compare=False)
+    values: int = field(default=0, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The path by which events name it: role/scope/op."""
+        return f"{self.role}/{self.scope}/{self.op}"
+
+    @property
+    def phase(self) -> str:
+        """Forward, backward or update."""
+        return PHASES[self.role]
+
+    def rule(self, output: str) -> Rule:
+        """Return the rule that puts this site, and no other, into a format."""
+        return Rule(op=self.op, role=self.role, scope=self.scope, output=output)  # type: ignore[arg-type]
+
+
+def promote(policy: Policy, sites: Iterable[Site], to: str = "fp64") -> Policy:
+    """Return `policy` with the given sites, and only those, in a wide format."""
+    rules = tuple(site.rule(to) for site in sites)
+    return replace(policy, rules=rules + policy.rules, arithmetic="exact")
+
+
+def relative_error(measured: Values, truth: Values) -> float:
+    """Return ||measured - truth|| / ||truth|| over all parameters; inf if any is not finite."""
+    names = [n for n in truth if n in measured]
+    difference = sum(float(np.square(measured[n] - truth[n]).sum()) for n in names)
+    size = sum(float(np.square(truth[n]).sum()) for n in names)
+    if not np.isfinite(difference):
+        return float("inf")
+    return float(np.sqrt(difference / size)) if size else 0.0
+
+
+def unit(policy: Policy) -> float:
+    """Return the unit roundoff in which a policy's errors are told: its coarsest activation format."""
+    names = {getattr(policy, role).format for role in ("activations", "gradients")}
+    named = [element_of(format(n)).u for n in names if n not in ("widest", "none")]
+    inputs = [r.inputs.format for r in policy.rules if r.inputs is not None]
+    named += [element_of(format(n)).u for n in inputs if n not in ("widest", "none")]
+    return max(named, default=2.0**-24)

@@ -19,7 +19,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from precsim.analyse.moment import REFERENCE, Moment
+from precsim.analyse.moment import REFERENCE, Moment, finest_unit
 from precsim.engine.dispatch import Event
 from precsim.engine.policy import Policy
 from precsim.formats.registry import element_of
@@ -38,7 +38,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Row:
-    """One op of the second run beside the same op of the first; errors in units of its u.
+    """One op of the second run beside the same op of the first; errors in units of `u`.
+
+    `u` is the unit roundoff of the op's format, or of the policy's finest where that is coarser.
 
     `local`: of its own rounding; `inputs`: largest total error among its operands; `expected`: what
     these and one rounding explain; `total`: what it is.  inf where a value is not finite.
@@ -90,23 +92,23 @@ def diff(moment: Moment, low: Policy | str | None = None, high: Policy | str = R
     truth: dict[tuple[str, int], Event] = {}
     moment.gradients(high, observers=[lambda e: truth.update({(e.path, e.call): e})])
     rows: list[Row] = []
-    bad: set[str] = set()
+    finest = finest_unit(moment.policy if low is None else Policy.parse(low))
 
     def judge(event: Event) -> None:
         other = truth.get((event.path, event.call))
         if other is not None and other.rounded.shape == event.rounded.shape:
-            rows.append(_row(len(rows), event, other))
+            healthy = all(r.verdict is Verdict.OK for r in rows)
+            u = max(element_of(event.format).u, finest)
+            rows.append(_row(len(rows), event, other, u, healthy=healthy))
 
     moment.gradients(low, observers=[judge])
     if not rows:
         msg = "the two policies have no op in common: compare runs of the same granularity"
         raise ValueError(msg)
-    del bad
     return Diff(tuple(rows))
 
 
-def _row(index: int, event: Event, other: Event) -> Row:
-    u = element_of(event.format).u
+def _row(index: int, event: Event, other: Event, u: float, *, healthy: bool) -> Row:
     exact, rounded = event.exact, event.rounded
     local = _error(rounded, exact) / u
     total = _error(rounded, other.rounded) / u
@@ -129,20 +131,21 @@ def _row(index: int, event: Event, other: Event) -> Row:
         flushed=lost / nonzero if nonzero else 0.0,
         overflowed=overflowed,
         same_bits=bool(np.array_equal(rounded, other.rounded, equal_nan=True)),
-        verdict=_verdict(local, inputs, expected, total, overflowed),
+        verdict=_verdict(local, expected, total, overflowed, healthy=healthy),
     )
 
 
 def _verdict(
-    local: float, inputs: float, expected: float, total: float, overflowed: int
+    local: float, expected: float, total: float, overflowed: int, *, healthy: bool
 ) -> Verdict:
+    """Judge one op; while all before it were ok (`healthy`), there is nothing to propagate."""
     if overflowed or (local > LOCAL_LIMIT and total > LOCAL_LIMIT):
         return Verdict.GENERATED
-    if not np.isfinite(total):
-        return Verdict.PROPAGATED
-    if total > LIMIT * expected:
+    if np.isfinite(total) and total > LIMIT * expected:
         return Verdict.AMPLIFIED
-    return Verdict.PROPAGATED if total > LIMIT * LIMIT else Verdict.OK
+    if not healthy and not total <= LIMIT * LIMIT:
+        return Verdict.PROPAGATED
+    return Verdict.OK
 
 
 def _error(measured: Array, truth: Array) -> float:

@@ -130,9 +130,17 @@ def relative_error(measured: Values, truth: Values) -> float:
 
 
 def unit(policy: Policy) -> float:
-    """Return the unit roundoff in which a policy's errors are told: its coarsest activation format."""
-    names = {getattr(policy, role).format for role in ("activations", "gradients")}
-    named = [element_of(format(n)).u for n in names if n not in ("widest", "none")]
-    inputs = [r.inputs.format for r in policy.rules if r.inputs is not None]
-    named += [element_of(format(n)).u for n in inputs if n not in ("widest", "none")]
-    return max(named, default=2.0**-24)
+    """Return the unit roundoff in which a policy's errors are told: its coarsest named format's."""
+    return max(_units(policy), default=2.0**-24)
+
+
+def finest_unit(policy: Policy) -> float:
+    """Return the unit roundoff of the finest format in which a policy computes."""
+    return min(_units(policy), default=2.0**-24)
+
+
+def _units(policy: Policy) -> list[float]:
+    precisions = [policy.activations, policy.gradients]
+    precisions += [p for r in policy.rules for p in (r.inputs, r.output) if p is not None]
+    names = {p.format for p in precisions} - {"widest", "none"}
+    return [element_of(format(name)).u for name in names]

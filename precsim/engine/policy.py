@@ -36,12 +36,14 @@ CARRIERS: dict[str, np.dtype[Any]] = {"exact": np.dtype(np.float64), "fast": np.
 
 
 class Granularity(StrEnum):
-    """Where softmax, layer norm, GELU and cross-entropy round."""
+    """Where softmax, layer norm, GELU, cross-entropy and a linear layer's bias round."""
 
     KERNEL = "kernel"
     """Once, at the output, as a fused kernel does that is wide inside."""
     PRIMITIVE = "primitive"
     """After every elementary step, as the formula in a textbook would be run."""
+    TORCH = "torch"
+    """As "kernel", where PyTorch's eager mode has one; see `precsim.engine.eager`."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +107,13 @@ class Policy:
     """The formats of one training run, by role; strings are accepted and parsed.
 
     A value is a `Precision`: "fp16", "e5m2:saturate", "int8:row:stochastic", or "widest": the
-    widest format among the inputs, so that ops follow their operands as in PyTorch.
+    widest format among the inputs, so that ops follow their operands as in PyTorch; a gradient then
+    gets the format of its tensor (shared scales apart).
     `weights` is the copy that the forward pass reads; `master_weights` the copy that the optimizer
     updates ("none": it updates `weights` itself); `loss` the loss after scaling; `update` the
-    arithmetic of the optimizer.  `accumulator` (None: as wide as the carrier) narrows the running
-    sum inside matmuls and sums.
+    arithmetic of the optimizer.  `initial_weights` is a format that a model's weights pass through
+    before they are stored: a master copy made after `model.half()` starts from rounded weights.
+    `accumulator` (None: as wide as the carrier) narrows the running sum inside matmuls and sums.
 
     `arithmetic="exact"` computes in float64 and rounds once: right for every format up to fp32, in
     every rounding mode.  "fast" computes in float32: for + - * / sqrt still right for rounding to
@@ -128,6 +132,7 @@ class Policy:
     update: Precision = field(default=Precision("fp32"))
     optimizer_state: Precision = field(default=Precision("fp32"))
     master_weights: Precision = field(default=Precision("none"))
+    initial_weights: Precision | None = None
     accumulator: Accumulator | None = None
     rules: tuple[Rule, ...] = ()
     arithmetic: str = "exact"
@@ -136,6 +141,8 @@ class Policy:
     def __post_init__(self) -> None:
         for role in PHASES:
             object.__setattr__(self, role, Precision.parse(getattr(self, role)))
+        if self.initial_weights is not None:
+            object.__setattr__(self, "initial_weights", Precision.parse(self.initial_weights))
         if self.accumulator is not None:
             object.__setattr__(self, "accumulator", Accumulator.parse(self.accumulator))
         object.__setattr__(self, "rules", tuple(Rule.parse(r) for r in self.rules))
@@ -143,7 +150,8 @@ class Policy:
             msg = f"unknown arithmetic {self.arithmetic!r}: expected 'exact' or 'fast'"
             raise ValueError(msg)
         if self.granularity not in set(Granularity):
-            msg = f"unknown granularity {self.granularity!r}: expected 'kernel' or 'primitive'"
+            known = ", ".join(Granularity)
+            msg = f"unknown granularity {self.granularity!r}: expected one of {known}"
             raise ValueError(msg)
         object.__setattr__(self, "granularity", Granularity(self.granularity))
         for role in PHASES:
@@ -172,6 +180,11 @@ class Policy:
     def has_master(self) -> bool:
         """Whether the optimizer keeps a copy of the weights of its own."""
         return self.master_weights.format != "none"
+
+    def follows(self, role: str) -> bool:
+        """Return whether tensors in this role take their format from others ("widest")."""
+        precision: Precision = getattr(self, role)
+        return precision.format == "widest"
 
     def decide(
         self,
@@ -218,6 +231,7 @@ class Policy:
 
     def _precisions(self) -> list[Precision]:
         listed: list[Precision | None] = [getattr(self, role) for role in PHASES]
+        listed.append(self.initial_weights)
         for rule in self.rules:
             listed += [rule.inputs, rule.gradient_inputs, rule.output]
         return [p for p in listed if p is not None]
@@ -226,7 +240,7 @@ class Policy:
         default = Policy()
         parts = [f"{role}={getattr(self, role)}" for role in PHASES]
         parts += [f"rule={rule}" for rule in self.rules]
-        for name in ("accumulator", "arithmetic", "granularity"):
+        for name in ("initial_weights", "accumulator", "arithmetic", "granularity"):
             if getattr(self, name) != getattr(default, name):
                 parts.append(f"{name}={getattr(self, name)}")
         return " ".join(parts)

@@ -2,7 +2,8 @@
 
 The walk runs each op's backward rule.  The rules are written in the same ops as everything else, so
 gradients are rounded and observed by the same funnel, in the scope of the op that made them; that a
-value used twice adds up two gradients is an op too, and rounds.
+value used twice adds up two gradients is an op too, and rounds.  Where the policy says "widest", a
+gradient is cast to the format of the tensor that it belongs to, as PyTorch's autograd does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from precsim.engine.context import using
+from precsim.formats.format import Format
 
 if TYPE_CHECKING:
     from precsim.engine.tensor import Tensor
@@ -66,10 +68,12 @@ def backward(root: Tensor, gradient: Tensor) -> None:
             if not x.requires_grad:
                 continue
             role = "weight_gradients" if x.is_weight else "gradients"
-            with using(role=role, scope=node.scope, taping=False):
+            with using(role=role, scope=node.scope, taping=False) as context:
                 part = vjp(gradient, tensor, *node.inputs, **node.params)
                 if part.shape != x.shape:
                     part = OPS["sum_to"].call(part, shape=x.shape)
+                if context.policy.follows(role) and isinstance(x.format, Format):
+                    part = OPS["cast"].call(part, like=x.format)
                 pending[id(x)] = _accumulate(pending.get(id(x)), part)
 
 

@@ -97,7 +97,8 @@ def cross_entropy(logits: Tensor, targets: Index) -> Tensor:
         raise ValueError(msg)
     x, flat = logits.reshape(-1, vocabulary), targets.reshape(-1)
     if _as_torch():
-        return eager.nll_loss(eager.log_softmax(x), targets=flat)
+        log_sum = eager.row_log(eager.row_exp_sum(x))
+        return eager.nll_loss(eager.log_softmax(x, log_sum), targets=flat)
     if _fused():
         return kernels.cross_entropy(x, targets=flat)
     z = x - ops.amax(x, axis=-1)

@@ -59,16 +59,13 @@ class Optimizer:
         for name, gradient in gradients.items():
             weight = self.parameters[name]
             with update_of(name):
-                weight, delta = self._delta(name, weight, gradient, rate)
+                delta = self._delta(name, weight, gradient, rate)
                 with using(role=stored):
                     new = apply_update(weight, delta)
-            target = self.parameters[name]
-            target.data, target.format = new.data, new.format
+            weight.data, weight.format = new.data, new.format
 
-    def _delta(
-        self, name: str, weight: Tensor, gradient: Tensor, lr: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return the weight to add to (decayed, perhaps) and what to add."""
+    def _delta(self, name: str, weight: Tensor, gradient: Tensor, lr: float) -> Tensor:
+        """Return what to add to the weight."""
         raise NotImplementedError
 
     def _remember(self, slot: str, name: str, old: Tensor, new: Tensor) -> Tensor:
@@ -89,9 +86,7 @@ class SGD(Optimizer):
         super().__init__(parameters, lr, weight_decay)
         self.momentum = momentum
 
-    def _delta(
-        self, name: str, weight: Tensor, gradient: Tensor, lr: float
-    ) -> tuple[Tensor, Tensor]:
+    def _delta(self, name: str, weight: Tensor, gradient: Tensor, lr: float) -> Tensor:
         if self.weight_decay:
             gradient = gradient + weight * self.weight_decay
         if self.momentum:
@@ -102,12 +97,13 @@ class SGD(Optimizer):
                 self.state["momentum"][name] = gradient
             else:
                 gradient = self._remember("momentum", name, old * self.momentum, gradient)
-        return weight, gradient * -lr
+        return gradient * -lr
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay: w -= lr * (decay * w), then w -= lr * m^ / (sqrt(v^) + eps).
+    """Adam with decoupled weight decay: w -= lr * m^ / (sqrt(v^) + eps) + lr * decay * w.
 
+    The decay is part of the one update that is rounded into the weight, as in a fused kernel.
     In fp16 without a master copy eps=1e-8 rounds to 0, and a zero second moment divides by it.
     """
 
@@ -128,18 +124,17 @@ class AdamW(Optimizer):
         self.betas = betas
         self.eps = eps
 
-    def _delta(
-        self, name: str, weight: Tensor, gradient: Tensor, lr: float
-    ) -> tuple[Tensor, Tensor]:
-        if self.weight_decay:
-            weight = weight * (1 - lr * self.weight_decay)
+    def _delta(self, name: str, weight: Tensor, gradient: Tensor, lr: float) -> Tensor:
         b1, b2 = self.betas
-        zero = Tensor(np.zeros_like(weight.data))
+        zero = Tensor(np.zeros_like(weight.data), weight.format)
         m, v = (self.state[slot].get(name, zero) for slot in self.slots)
         m = self._remember("m", name, m * b1, gradient * (1 - b1))
         v = self._remember("v", name, v * b2, ops.square(gradient) * (1 - b2))
         root = ops.sqrt(v) * (1 / sqrt(1 - b2**self.steps)) + self.eps
-        return weight, m / root * (-lr / (1 - b1**self.steps))
+        delta = m / root * (-lr / (1 - b1**self.steps))
+        if self.weight_decay:
+            delta = delta + weight * (-lr * self.weight_decay)
+        return delta
 
 
 @contextmanager
@@ -170,7 +165,8 @@ def norm(gradients: Tensors) -> float:
 def clip(gradients: Tensors, limit: float) -> Tensors:
     """Shrink the gradients to a global norm of at most `limit`, in the policy's arithmetic.
 
-    A norm that is not a number leaves them as they are.  Rule: `torch.nn.utils.clip_grad_norm_`.
+    An infinite norm makes them zero (those that are infinite NaN), a NaN all of them NaN.
+    Rule: `torch.nn.utils.clip_grad_norm_`.
     """
     if not limit > 0:
         msg = f"gradient clipping needs a limit > 0; got {limit}"
@@ -182,7 +178,7 @@ def clip(gradients: Tensors, limit: float) -> Tensors:
             total = part if total is None else total + part
         length = ops.sqrt(total).item() if total is not None else 0.0
     factor = limit / (length + 1e-6)
-    if not factor < 1:
+    if factor >= 1:
         return gradients
     clipped = {}
     for name, gradient in gradients.items():

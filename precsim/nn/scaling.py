@@ -14,6 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import isfinite
 
+from precsim.formats.quantize import quantize
+
 
 @dataclass(frozen=True)
 class NoScale:
@@ -45,15 +47,15 @@ class StaticScale:
         return self
 
     def __str__(self) -> str:
-        return f"static:{self.scale:g}"
+        return f"static:{self.scale:.17g}"
 
 
 @dataclass(frozen=True)
 class DynamicScale:
     """Halve on overflow and skip the update; double after `interval` clean steps in a row.
 
-    As in PyTorch 2.13's GradScaler there is no `minimum` unless one is given: repeated overflow
-    ends at a scale of 0.  Growth that would overflow float32 does not happen.
+    The scale is a float32 number.  As in PyTorch 2.13's GradScaler there is no `minimum` unless one
+    is given: the 166th overflow in a row takes 65536 to 0.  Growth to infinity does not happen.
     """
 
     scale: float = 65536.0
@@ -65,6 +67,7 @@ class DynamicScale:
     skips: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", _single(self.scale))
         if self.scale != 0:
             _check_scale(self.scale)
         if not (self.growth >= 1 and 0 < self.backoff <= 1 and self.interval >= 1):
@@ -80,12 +83,11 @@ class DynamicScale:
             return replace(self, scale=max(self.scale * self.backoff, self.minimum), clean_steps=0)
         if self.clean_steps + 1 < self.interval:
             return replace(self, clean_steps=self.clean_steps + 1)
-        grown = self.scale * self.growth
-        fits = grown < 2.0**128  # float32's largest finite value is just below
-        return replace(self, scale=grown if fits else self.scale, clean_steps=0)
+        grown = _single(self.scale * self.growth)
+        return replace(self, scale=grown if isfinite(grown) else self.scale, clean_steps=0)
 
     def __str__(self) -> str:
-        return f"dynamic:{self.scale:g}:{self.interval}"
+        return f"dynamic:{self.scale:.17g}:{self.interval}"
 
 
 LossScale = NoScale | StaticScale | DynamicScale
@@ -107,15 +109,19 @@ def parse(text: str | LossScale) -> LossScale:
                 return StaticScale(float(scale))
             case "dynamic", []:
                 return DynamicScale()
-            case "dynamic", [scale]:
-                return DynamicScale(float(scale))
-            case "dynamic", [scale, interval]:
-                return DynamicScale(float(scale), interval=int(interval))
+            case "dynamic", [scale, *rest] if len(rest) < 2:
+                _check_scale(float(scale))
+                return DynamicScale(float(scale), interval=int(rest[0]) if rest else 2000)
     except ValueError as error:
         msg = f"loss scale {text!r}: {error}"
         raise ValueError(msg) from None
     msg = f"loss scale {text!r}: expected none, static:SCALE, dynamic or dynamic:SCALE:INTERVAL"
     raise ValueError(msg)
+
+
+def _single(x: float) -> float:
+    """Return the nearest float32 number."""
+    return float(quantize(x, "fp32"))
 
 
 def _check_scale(scale: float) -> None:

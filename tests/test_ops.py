@@ -161,6 +161,10 @@ SAMPLES = {
         ((spread(1, 3),), {"targets": np.array([1])}),
     ],
     "cross_entropy_grad": [((spread(), spread(6, 5)), {"targets": TARGETS})],
+    "log_softmax": one(spread, ROWS),
+    "log_softmax_grad": two(spread, spread, [(s, s) for s in ROWS]),
+    "nll_loss": [((spread(6, 5),), {"targets": TARGETS})],
+    "nll_loss_grad": [((spread(),), {"targets": TARGETS, "classes": 5})],
 }  # fmt: skip
 
 CASES = [
@@ -266,6 +270,10 @@ def in_torch(torch):
         "layer_norm": lambda x, w, b, eps: f.layer_norm(x, w.shape, w, b, eps),
         "gelu": lambda x: f.gelu(x, approximate="tanh"),
         "cross_entropy": entropy,
+        "log_softmax": lambda x: f.log_softmax(x, -1),
+        "nll_loss": lambda x, targets: f.nll_loss(
+            x, torch.tensor(np.where(targets < 0, -100, targets))
+        ),
     }
 
 

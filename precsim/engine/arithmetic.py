@@ -60,6 +60,12 @@ class Arithmetic:
         shape = tuple(1 if a in first else n for a, n in enumerate(x.shape))
         return total.reshape(shape) if keepdims else total
 
+    def keep(self, x: Array) -> Array:
+        """Round to nearest what a kernel keeps between two passes over a row (a mean, a sum)."""
+        if self.accumulator is None:
+            return x
+        return self.xp.asarray(quantize(x, self.accumulator.format))  # type: ignore[no-any-return]
+
     def _accumulate(self, length: int, part: Callable[[int, int], Array]) -> Array:
         """Add up ``part(start, stop)`` over the contraction, rounding the total at each step."""
         unit = self.accumulator

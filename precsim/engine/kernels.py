@@ -53,7 +53,7 @@ def layer_norm(m: Arithmetic, x: Array, weight: Array, bias: Array, eps: float) 
 
     A constant row gives `bias` (for eps > 0).  Ba et al. 2016, arXiv:1607.06450; biased variance.
     """
-    y, _ = _normalised(x, eps)
+    y, _ = _normalised(Arithmetic(m.xp, m.carrier), x, eps)
     y *= weight
     y += bias
     return y
@@ -62,7 +62,7 @@ def layer_norm(m: Arithmetic, x: Array, weight: Array, bias: Array, eps: float) 
 @primitive("kernel")
 def layer_norm_grad(m: Arithmetic, g: Array, x: Array, weight: Array, eps: float) -> Array:
     """Return the gradient of layer norm with respect to x."""
-    y, scale = _normalised(x, eps)
+    y, scale = _normalised(m, x, eps)
     gy = g * weight
     mean = gy.mean(axis=-1, keepdims=True)
     along = (gy * y).mean(axis=-1, keepdims=True)
@@ -76,16 +76,22 @@ def layer_norm_grad(m: Arithmetic, g: Array, x: Array, weight: Array, eps: float
 @primitive("reduction")
 def layer_norm_weight_grad(m: Arithmetic, g: Array, x: Array, eps: float) -> Array:
     """Return the gradient with respect to the weight: a sum over all rows, in the accumulator."""
-    y, _ = _normalised(x, eps)
+    y, _ = _normalised(m, x, eps)
     y *= g
     return m.sum(y.reshape(-1, y.shape[-1]), 0)
 
 
-def _normalised(x: Array, eps: float) -> tuple[Array, Array]:
-    """Return (x - mean) / deviation and 1 / deviation, along the last axis."""
-    y = x - x.mean(axis=-1, keepdims=True)
+def _normalised(m: Arithmetic, x: Array, eps: float) -> tuple[Array, Array]:
+    """Return (x - mean) / deviation and 1 / deviation, along the last axis.
+
+    A backward kernel reads both from where the forward kept them (`Arithmetic.keep`).
+    """
+    mean = x.mean(axis=-1, keepdims=True)
+    y = x - mean
     variance = (y * y).mean(axis=-1, keepdims=True)
-    scale = 1 / (variance + eps) ** 0.5
+    scale = m.keep(1 / (variance + eps) ** 0.5)
+    if m.accumulator is not None:
+        y = x - m.keep(mean)
     y *= scale
     return y, scale
 
@@ -148,4 +154,51 @@ def cross_entropy_grad(m: Arithmetic, g: Array, x: Array, targets: Array) -> Arr
     counted = targets >= 0
     y[rows[counted], targets[counted]] -= 1
     y *= (counted / counted.sum())[:, None] * g
+    return y  # type: ignore[no-any-return]
+
+
+# Cross-entropy as two kernels, the way PyTorch runs it: what lies between them is rounded.
+
+
+@primitive("kernel", vjps=(lambda g, out, x: log_softmax_grad(g, out),))
+def log_softmax(m: Arithmetic, x: Array) -> Array:
+    """Return the logarithm of softmax along the last axis; a NaN or +inf makes its row NaN.
+
+    Each row's sum and its logarithm are kept in the accumulator's format, if there is one, as
+    PyTorch 2.13 keeps them in the input's on a CPU (aten/src/ATen/native/cpu/SoftMaxKernel.cpp).
+    """
+    y = x - x.max(axis=-1, keepdims=True)
+    total = m.keep(m.xp.exp(y).sum(axis=-1, keepdims=True))
+    y -= m.keep(m.xp.log(total))
+    return y  # type: ignore[no-any-return]
+
+
+@primitive("kernel")
+def log_softmax_grad(m: Arithmetic, g: Array, y: Array) -> Array:
+    """Return g - exp(y) * sum(g): the gradient of `log_softmax` from its (rounded) output."""
+    return g - m.xp.exp(y) * g.sum(axis=-1, keepdims=True)  # type: ignore[no-any-return]
+
+
+@primitive(
+    "reduction",
+    vjps=(lambda g, out, x, targets: nll_loss_grad(g, targets=targets, classes=x.shape[-1]),),
+)
+def nll_loss(m: Arithmetic, x: Array, targets: Array) -> Array:
+    """Return the mean of -x[target] over all targets >= 0; x is (N, V), log-probabilities.
+
+    Negative targets are not counted; no target at all gives NaN.
+    """
+    rows, targets = m.xp.arange(x.shape[0]), m.xp.asarray(targets)
+    counted = targets >= 0
+    picked = m.xp.where(counted, x[rows, m.xp.where(counted, targets, 0)], 0)
+    return m.xp.asarray(-m.sum(picked, 0) / counted.sum(), x.dtype)  # type: ignore[no-any-return]
+
+
+@primitive()
+def nll_loss_grad(m: Arithmetic, g: Array, targets: Array, classes: int) -> Array:
+    """Return -g / count at each counted target of (N, classes), zero elsewhere."""
+    rows, targets = m.xp.arange(targets.shape[0]), m.xp.asarray(targets)
+    counted = targets >= 0
+    y = m.xp.zeros((targets.shape[0], classes), g.dtype)
+    y[rows[counted], targets[counted]] = -g / counted.sum()
     return y  # type: ignore[no-any-return]

@@ -43,7 +43,7 @@ class Granularity(StrEnum):
     PRIMITIVE = "primitive"
     """After every elementary step, as the formula in a textbook would be run."""
     TORCH = "torch"
-    """As "kernel", where PyTorch's eager mode has one; see `precsim.engine.eager`."""
+    """As "kernel", but cross-entropy is two, log_softmax and nll_loss, as in PyTorch."""
 
 
 @dataclass(frozen=True)

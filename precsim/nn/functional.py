@@ -2,8 +2,8 @@
 
 "kernel" calls the fused op, wide inside and rounded once.  "primitive" writes the formula out, one
 rounding per step; that is what a framework without fused kernels would do, and what a textbook
-shows.  "torch" rounds between the kernels that PyTorch's eager mode launches.  In float64 all are
-the same function.
+shows.  "torch" is "kernel" with cross-entropy in two kernels, as PyTorch runs it.  In float64 all
+are the same function.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from precsim.engine import eager, kernels, ops
+from precsim.engine import kernels, ops
 from precsim.engine.context import current
 from precsim.engine.policy import Granularity
 from precsim.engine.tensor import Tensor
@@ -25,10 +25,6 @@ Mask = npt.NDArray[np.bool_]
 
 def _fused() -> bool:
     return current().policy.granularity is not Granularity.PRIMITIVE
-
-
-def _as_torch() -> bool:
-    return current().policy.granularity is Granularity.TORCH
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -62,9 +58,6 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Te
     In primitive granularity eps is rounded into the format: 1e-8 is 0 in fp16, and a constant row
     becomes NaN.
     """
-    if _as_torch():
-        mean, rstd = eager.row_mean(x), eager.row_rstd(x, eps=eps)
-        return eager.native_layer_norm(x, weight, bias, mean, rstd, eps=eps)
     if _fused():
         return kernels.layer_norm(x, weight, bias, eps=eps)
     per_element = 1.0 / x.shape[-1]
@@ -96,9 +89,8 @@ def cross_entropy(logits: Tensor, targets: Index) -> Tensor:
         msg = f"cross_entropy: target {int(targets.max())} is not in the vocabulary of {vocabulary}"
         raise ValueError(msg)
     x, flat = logits.reshape(-1, vocabulary), targets.reshape(-1)
-    if _as_torch():
-        log_sum = eager.row_log(eager.row_exp_sum(x))
-        return eager.nll_loss(eager.log_softmax(x, log_sum), targets=flat)
+    if current().policy.granularity is Granularity.TORCH:
+        return kernels.nll_loss(kernels.log_softmax(x), targets=flat)
     if _fused():
         return kernels.cross_entropy(x, targets=flat)
     z = x - ops.amax(x, axis=-1)

@@ -124,9 +124,10 @@ class GPT:
         policy = current().policy
         stored = policy.master_weights if policy.has_master else policy.weights
         with using(role="weights", scope=name, taping=False):
+            start: Tensor | np.ndarray = values
             if policy.initial_weights is not None:
-                values = ops.cast(values, to=policy.initial_weights)
-            rounded = ops.cast(values, to=stored)
+                start = ops.cast(values, to=policy.initial_weights)
+            rounded = ops.cast(start, to=stored)
         self.parameters[name] = Tensor(
             rounded.data, rounded.format, requires_grad=True, is_weight=True, name=name
         )

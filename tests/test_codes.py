@@ -190,6 +190,8 @@ def test_a_poisoned_group_stays_nan_through_its_codes():
     got = decode(codes, "int8:row", scales=scales)
     assert np.isnan(got[0]).all()
     assert np.isfinite(got[1]).all()
+    _, scales = encode(np.array([[math.nan], [math.inf], [0.0], [127.0]]), "int8:row")
+    assert np.array_equal(scales.ravel(), [math.nan, math.nan, 1.0, 1.0], equal_nan=True)
 
 
 @pytest.mark.parametrize(

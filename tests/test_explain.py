@@ -94,7 +94,7 @@ def test_ends_of_the_range_have_one_neighbour():
 
 def test_flushing_leaves_a_gap_between_zero_and_the_smallest_normal():
     smallest = 2.0**-14
-    e = explain(smallest * 0.75, "fp16_ftz")
+    e = explain(smallest * (0.75 + 2.0**-12), "fp16_ftz")  # a quarter of a step above a subnormal
     assert (e.lower, e.upper, e.prob_up, e.value) == (0.0, smallest, 0.0, 0.0)
     e = explain(smallest * (1 - 2.0**-12), "fp16_ftz")  # a quarter of a step below
     assert (e.prob_up, e.value) == (0.75, smallest)

@@ -21,17 +21,18 @@ from precsim.formats.registry import format
 by_name = operator.attrgetter("name")
 MODES = list(Rounding)
 FIXED = [r for r in MODES if r is not Rounding.STOCHASTIC]
-SPELLED = [format(name) for name in ("fp16_ftz", "bf16_ftz", "e4m3_ftz", "e6m9", "e11m3", "e8m5")]
-UNSIGNED = [
+SPELLED = ("fp16_ftz", "bf16_ftz", "e4m3_ftz", "e6m9", "e11m3", "e8m5", "e7m22", "e10m50")
+ODD_ONES = [
     Format("ue4m3", 4, 3, Specials.FN, signed=False),
     Format("ue3m2", 3, 2, Specials.FINITE, signed=False),
+    Format("e7m3_bias135", 7, 3, bias=135),  # normal values among the subnormals of float32
 ]
-FORMATS = [*testing.GRIDS, *SPELLED, *UNSIGNED]
+FORMATS = [*testing.GRIDS, *map(format, SPELLED), *ODD_ONES]
 CARRIED = [
     pytest.param(fmt, dtype, id=f"{fmt.name}-{np.dtype(dtype)}")
     for fmt in FORMATS
     for dtype in (np.float32, np.float64)
-    if dtype is np.float64 or fmt.exp_bits < 11
+    if dtype is np.float64 or format("fp32").contains(fmt)
 ]
 
 
@@ -108,7 +109,7 @@ def test_formats_of_every_shape_round_as_specified(data):
 
 
 @pytest.mark.parametrize("rounding", MODES)
-@pytest.mark.parametrize("fmt", [f for f in FORMATS if f.exp_bits < 11], ids=by_name)
+@pytest.mark.parametrize("fmt", [f for f in FORMATS if format("fp32").contains(f)], ids=by_name)
 def test_both_carriers_give_the_same_bits(fmt, rounding):
     x = testing.specimens(fmt, np.float32, per_binade=8)
     words = words_for(x)
@@ -225,10 +226,12 @@ def test_random_words_mean_the_middle_of_their_cell():
 
 def test_exact_fraction_of_a_word_is_the_kernels():
     """The convention that ties the two: word w is the fraction (w + 1/2) / 2^32."""
-    x, word = 1 + 2.0**-11, 2**31 - 1
+    word = 3 * 2**30
     fraction = Fraction(2 * word + 1, 2**33)
-    up = quantize(np.array([x]), "fp16", "stochastic", random=np.array([word], np.uint32))
-    assert up[0] == exact.round(x, "fp16", "stochastic", random=fraction) == 1 + 2**-10
+    at = 1 + float(fraction) * 2.0**-10  # as far from 1 as the word says: not less, so not up
+    x, words = np.array([at, math.nextafter(at, 2)]), np.full(2, word, np.uint32)
+    assert quantize(x, "fp16", "stochastic", random=words).tolist() == [1.0, 1 + 2.0**-10]
+    assert exact.round(at, "fp16", "stochastic", random=fraction) == 1.0
 
 
 # The peers.  All are fed float32 numbers: from float64 several of them round twice.

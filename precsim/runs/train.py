@@ -6,6 +6,7 @@ tell a listener about each (progress bars, files); it prints nothing itself.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from math import isfinite
@@ -16,12 +17,14 @@ import numpy as np
 from precsim.engine import ops
 from precsim.engine.context import Observer, using
 from precsim.engine.policy import Policy
+from precsim.formats.modes import Rounding
+from precsim.formats.quantize import quantize
 from precsim.nn import optim, scaling
 from precsim.nn.gpt import GPT
 from precsim.nn.optim import Tensors
 from precsim.observe.counters import Counters, OpCounts, total
 from precsim.runs.config import TrainConfig
-from precsim.runs.data import Batches, Corpus, load
+from precsim.runs.data import Batches, Corpus, DataError, load
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,21 @@ class Run:
         measured = [r.valid_loss for r in self.records if r.valid_loss is not None]
         return measured[-1] if measured else float("nan")
 
-    def sample(self, length: int = 80, temperature: float = 0.7) -> str:
-        """Return text that the model writes, starting from a validation batch's beginning."""
+    def sample(self, length: int = 80, temperature: float = 0.7, prompt: str = "") -> str:
+        """Return the text with which the model goes on after `prompt`.
+
+        No prompt means the first bytes of the validation text.  Raises `DataError` for a prompt
+        with a byte that the text does not have.
+        """
+        ids = np.array([self.corpus.alphabet.find(byte) for byte in prompt.encode()], np.int64)
+        if (ids < 0).any():
+            msg = f"the prompt {prompt!r} has letters that {self.corpus.name!r} has not"
+            raise DataError(msg)
+        if not len(ids):
+            ids = self.corpus.valid[:16].astype(np.int64)
         with using(self.config.policy, seed=self.config.seed):
-            prompt = np.asarray(self.corpus.valid[:16], dtype=np.int64)
-            tokens = self.model.generate(prompt, length, self.config.seed, temperature)
-        return self.corpus.decode(tokens[len(prompt) :])
+            tokens = self.model.generate(ids, length, self.config.seed, temperature)
+        return self.corpus.decode(tokens[len(ids) :])
 
 
 Listener = Callable[[StepRecord, list[OpCounts]], None]
@@ -132,7 +144,10 @@ def train(
             rows = counters.drain()
             record = _record(trainer, step, result, rows)
             run.records.append(record)
-            _add_up(run, rows)
+            for row in rows:
+                run.counts.setdefault(row.role, OpCounts(role=row.role, phase=row.phase)).add(row)
+            if run.trouble is None:
+                run.trouble = first_trouble(rows, trainer.policy, skipped=result.skipped)
             if on_step is not None:
                 on_step(record, rows)
             if not trainer.alive():
@@ -157,13 +172,18 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, model: GPT, batches: Batches) -> None:
         self.config = config
+        self.policy = Policy.parse(config.policy)
         self.model = model
         self.batches = batches
         self.scaler = scaling.parse(config.loss_scale)
         self.optimizer = make_optimizer(config, model.parameters)
 
     def step(self, step: int) -> StepResult:
-        """Do one update; the order is scale, backward, unscale, check, clip, step, adjust."""
+        """Do one update; the order is scale, backward, check, unscale, clip, step, adjust.
+
+        The check comes before the unscaling, as in PyTorch's GradScaler: what overflows only when
+        it is divided by a scale below 1 is not seen, and not skipped.
+        """
         config = self.config
         peak = config.lr
         lr = peak
@@ -171,8 +191,8 @@ class Trainer:
             lr = optim.learning_rate(step, config.steps, peak, config.warmup, floor=0.1)
         loss, gradients = self._gradients(step)
         scale = self.scaler.scale
-        gradients = optim.multiply(gradients, _unscaling(config, scale))
         finite = optim.all_finite(gradients)
+        gradients = optim.multiply(gradients, _unscaling(config, scale))
         norm = optim.norm(gradients)
         if config.clip:
             gradients = optim.clip(gradients, config.clip)
@@ -201,9 +221,12 @@ class Trainer:
                 gradients[name], parameter.grad = parameter.grad, None
         return float(np.mean(losses)), gradients
 
-    def valid_loss(self) -> float:
-        """Return the mean loss over the validation batches, in the run's own formats."""
-        with using(taping=False, observers=()):
+    def valid_loss(self, step: int) -> float:
+        """Return the mean loss over the validation batches, in the run's own formats.
+
+        What it draws depends on `step` and on nothing that was computed before.
+        """
+        with using(step=step, taping=False, observers=()):
             return float(np.mean([self.model.loss(x, y).item() for x, y in self.batches.valid()]))
 
     def alive(self) -> bool:
@@ -226,9 +249,11 @@ def _times(x: Any, factor: float) -> Any:
 def _unscaling(config: TrainConfig, scale: float) -> float:
     """Return what brings the gradients back: 1/scale, times the micro-batches not computed.
 
-    A scale of 0 has no inverse; the gradients become NaN, as they do in PyTorch's GradScaler.
+    The inverse is a float32 number, as in PyTorch's GradScaler: from a scale of 2^-128 on it is
+    infinite, and the gradients with it (NaN where they are zero).
     """
-    return config.micro_batches / scale if scale else float("inf")
+    inverse = float(quantize(1 / scale, "fp32")) if scale else float("inf")
+    return config.micro_batches * inverse
 
 
 def _record(trainer: Trainer, step: int, result: StepResult, rows: list[OpCounts]) -> StepRecord:
@@ -238,7 +263,7 @@ def _record(trainer: Trainer, step: int, result: StepResult, rows: list[OpCounts
     return StepRecord(
         step=step,
         loss=result.loss,
-        valid_loss=trainer.valid_loss() if evaluate else None,
+        valid_loss=trainer.valid_loss(step) if evaluate else None,
         lr=result.lr,
         scale=result.scale,
         skipped=result.skipped,
@@ -248,21 +273,27 @@ def _record(trainer: Trainer, step: int, result: StepResult, rows: list[OpCounts
     )
 
 
-def _add_up(run: Run, rows: list[OpCounts]) -> None:
-    """Keep totals by role, and the first op in trouble."""
-    for row in rows:
-        run.counts.setdefault(row.role, OpCounts(role=row.role, phase=row.phase)).add(row)
-        if run.trouble is None and (what := harm(row)):
-            run.trouble = Trouble(row.step, row.path, what)
+def first_trouble(rows: list[OpCounts], policy: Policy, *, skipped: bool = False) -> Trouble | None:
+    """Return the first op of a step whose rounding did harm, or None.
 
-
-def harm(row: OpCounts) -> str:
-    """Say what an op's rounding did that a run should not do, or nothing.
-
-    The limits: any overflow; half of the nonzero results flushed; half of the updates lost.
+    Passed over: overflow in the backward pass of a step that the scaler skipped, which is how it
+    finds its scale; what stochastic rounding flushes or loses, which comes back on average; and ops
+    that make less than 1 % of their role's values (a bias, a norm's gain): true, but not decisive.
     """
-    if row.overflowed:
-        return f"{row.overflowed} of {row.n} overflowed"
+    sizes: Counter[str] = Counter()
+    for row in rows:
+        sizes[row.role] += row.n
+    for row in rows:
+        if row.overflowed and not (skipped and row.phase == "backward"):
+            return Trouble(row.step, row.path, f"{row.overflowed} of {row.n} overflowed")
+        by_chance = getattr(policy, row.role).rounding is Rounding.STOCHASTIC
+        if not by_chance and row.n >= sizes[row.role] / 100 and (what := _loss_of_most(row)):
+            return Trouble(row.step, row.path, what)
+    return None
+
+
+def _loss_of_most(row: OpCounts) -> str:
+    """Say whether rounding took most of an op's results, or most of the updates."""
     if row.flushed_share > 0.5:
         return f"{row.flushed_share:.0%} flushed to zero"
     if row.swamped_share > 0.5:

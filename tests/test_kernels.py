@@ -37,14 +37,17 @@ CARRIED = [
 
 
 def sample(fmt, dtype):
-    """All specimens of a narrow format, 1500 of a wide one; of far binades, every eighth."""
-    rng = np.random.default_rng(fmt.bits)
-    x = testing.specimens(fmt, dtype, per_binade=128 if fmt.bits <= 8 else 8)
+    """All float64 specimens of a narrow format, 1500 of a wide one; a few of the far binades.
+
+    Of the float32 ones a third: they are all compared with the float64 kernels further down.
+    """
+    narrow, thin = fmt.bits <= 8, 1 / 3 if dtype is np.float32 else 1
+    x = testing.specimens(fmt, dtype, per_binade=128 if narrow else 8)
     size = np.abs(x).astype(np.float64)
     near = (size >= fmt.smallest_subnormal / 8) & (size <= fmt.max * 2.0**3)
     ends = ~np.isfinite(x) | (x == 0) | ((size >= fmt.max * (1 - fmt.eps)) & (size <= fmt.max * 2))
-    share = 1.0 if fmt.bits <= 8 else 1500 / near.sum()
-    return x[ends | (rng.random(x.size) < np.where(near, share, 1 / 8 if fmt.bits <= 8 else 0.02))]
+    share = np.where(near, 1.0 if narrow else 1500 / near.sum(), 0.05 if narrow else 0.02)
+    return x[ends | (np.random.default_rng(fmt.bits).random(x.size) < share * thin)]
 
 
 def words_for(x, seed=0):
@@ -63,7 +66,7 @@ def test_kernels_are_the_specification(fmt, dtype, rounding):
     def run(v):
         return quantize(v, fmt, rounding, "ieee", random=words)
 
-    assert testing.check_matches_exact(run, fmt, rounding, "ieee", x, words) > 200
+    assert testing.check_matches_exact(run, fmt, rounding, "ieee", x, words) > 100
     assert run(x).dtype == dtype
 
 
@@ -111,7 +114,7 @@ def test_formats_of_every_shape_round_as_specified(data):
 @pytest.mark.parametrize("rounding", MODES)
 @pytest.mark.parametrize("fmt", [f for f in FORMATS if format("fp32").contains(f)], ids=by_name)
 def test_both_carriers_give_the_same_bits(fmt, rounding):
-    x = testing.specimens(fmt, np.float32, per_binade=8)
+    x = testing.specimens(fmt, np.float32, per_binade=128 if fmt.bits <= 8 else 8)
     words = words_for(x)
     narrow, wide = (quantize(x.astype(t), fmt, rounding, random=words) for t in ("f4", "f8"))
     testing.assert_same(narrow, wide, x)

@@ -12,10 +12,16 @@ from typing import Any
 from precsim.engine.policy import Policy
 from precsim.nn.gpt import GPTConfig
 from precsim.nn.scaling import parse as parse_scale
+from precsim.observe.trace import Level
 
 
 class ConfigError(ValueError):
     """A configuration that cannot run; the message says which entry, what came, what was expected."""
+
+
+_COUNTS = ("steps", "batch", "accumulation", "micro_batches", "eval_every", "checkpoint_every")
+_AMOUNTS = ("lr", "eps", "weight_decay", "clip", "momentum", "warmup", "beta1", "beta2",
+            "max_trace")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,10 @@ class TrainConfig:
     `accumulation` computes that many micro-batches per update and divides each one's loss by their
     number.  `micro_batches` divides it as if there were that many, computes one, and takes its
     gradient that many times: the gradients are as small as in a run that large, at the cost of one.
+
+    The last three change no bit of the run.  `observe`: how closely it is watched, a level of
+    `precsim.observe.trace`.  `checkpoint_every`: steps between checkpoints of a run that is
+    recorded.  `max_trace`: bytes that its ops may take on the disk; 0 is no limit.
     """
 
     data: str = "pydoc"
@@ -55,6 +65,9 @@ class TrainConfig:
     schedule: str = "cosine"
     eval_every: int = 50
     seed: int = 0
+    observe: str = "hist"
+    checkpoint_every: int = 50
+    max_trace: int = 0
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -64,6 +77,7 @@ class TrainConfig:
             canonical = str(Policy.parse(self.policy))
             object.__setattr__(self, "policy", canonical)
             parse_scale(self.loss_scale)
+            object.__setattr__(self, "observe", str(Level.parse(self.observe)))
             self.model(vocabulary=1)
         except ValueError as error:
             raise ConfigError(str(error)) from None
@@ -74,11 +88,11 @@ class TrainConfig:
             if getattr(self, name) not in allowed:
                 msg = f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}"
                 raise ConfigError(msg)
-        for name in ("steps", "batch", "accumulation", "micro_batches", "eval_every"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 msg = f"{name} must be at least 1; got {getattr(self, name)}"
                 raise ConfigError(msg)
-        for name in ("lr", "eps", "weight_decay", "clip", "momentum", "warmup", "beta1", "beta2"):
+        for name in _AMOUNTS:
             value = getattr(self, name)
             if not (isfinite(value) and value >= 0):
                 msg = f"{name} must be a finite number >= 0; got {value}"

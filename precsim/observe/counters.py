@@ -35,12 +35,14 @@ class OpCounts:
 
     n: results. zeros: exactly zero before rounding. flushed: not zero before, zero after.
     subnormal: in the format's subnormal range after rounding. overflowed: finite before, infinite
-    or NaN after. saturated: beyond max before, max after. nan: NaN after. nonfinite_in: not finite
-    before rounding (the op itself made it, or was fed it). inexact: changed by rounding.
+    or NaN after. saturated: finite and beyond max before, max after. nan: NaN after. nonfinite_in:
+    not finite before rounding (the op itself made it, or was fed it). inexact: changed by rounding
+    (a NaN that stays one is not).
     updates, swamped: of `apply_update`, the updates that are not zero, and those of them that
     changed nothing. amax, amin: largest and smallest nonzero finite magnitude before rounding.
-    square, error: sums of squares of the finite results and of their rounding errors.
-    histogram: how many nonzero finite results, before rounding, have each exponent (LOWEST up).
+    square, error: sums of squares of the results that are finite before and after rounding, and of
+    their rounding errors.  histogram: how many nonzero finite results, before rounding, have each
+    exponent (LOWEST up).
     """
 
     path: str = ""
@@ -91,8 +93,9 @@ class OpCounts:
 
     @property
     def rms(self) -> float:
-        """Root mean square of the finite results."""
-        return float(np.sqrt(_share(self.square, self.n)))
+        """Root mean square of the results that are finite before and after rounding."""
+        finite = self.n - self.nonfinite_in - self.overflowed
+        return float(np.sqrt(_share(self.square, finite)))
 
     @property
     def relative_error(self) -> float:
@@ -180,15 +183,15 @@ def count(event: Event, *, histogram: bool = True) -> OpCounts:
         magnitude = xp.abs(exact)
         zeros = int(exact.size - xp.count_nonzero(exact))
         counts.zeros = zeros
-        counts.flushed = int(exact.size - xp.count_nonzero(rounded)) - zeros
+        if element.has_zero:
+            counts.flushed = int(exact.size - xp.count_nonzero(rounded)) - zeros
         counts.inexact = int(xp.count_nonzero(exact != rounded))
         counts.amax = float(magnitude.max())
         if not np.isfinite(counts.amax) or not xp.isfinite(rounded).all():
             exact, rounded, magnitude = _set_nonfinite_aside(counts, exact, rounded, magnitude)
         _count_range_ends(counts, event.format, magnitude, rounded)
-        error = (rounded - exact).ravel()
-        counts.error = float(error @ error)
-        counts.square = float(magnitude.ravel() @ magnitude.ravel())
+        counts.square = _sum_of_squares(exact)
+        counts.error = _sum_of_squares(rounded - exact) if counts.inexact else 0.0
         if event.op == "apply_update":
             _count_swamped(counts, event)
         _measure_smallest(counts, magnitude, zeros, histogram=histogram)
@@ -196,18 +199,32 @@ def count(event: Event, *, histogram: bool = True) -> OpCounts:
 
 
 def _set_nonfinite_aside(counts: OpCounts, *arrays: Any) -> tuple[Any, Any, Any]:
-    """Count NaN, infinities and overflow, and return the arrays with zeros in their place."""
+    """Count NaN, infinities and overflow, and return the arrays with zeros in their place.
+
+    Overflow leaves exact and rounded, but not the magnitude, which is about what came in.
+    """
     exact, rounded, magnitude = arrays
     xp = array_module(exact)
     finite_before, finite_after = xp.isfinite(exact), xp.isfinite(rounded)
     counts.nonfinite_in = int(exact.size - xp.count_nonzero(finite_before))
     counts.overflowed = int(xp.count_nonzero(finite_before & ~finite_after))
     counts.nan = int(xp.count_nonzero(xp.isnan(rounded)))
+    counts.inexact -= int(xp.count_nonzero(xp.isnan(exact) & xp.isnan(rounded)))
+    counts.flushed = int(xp.count_nonzero((exact != 0) & (rounded == 0)))  # a zero may be NaN now
     both = finite_before & finite_after
-    exact, rounded, magnitude = (xp.where(both, a, 0) for a in (exact, rounded, magnitude))
-    finite_magnitude = xp.where(finite_before, xp.abs(arrays[0]), 0)
-    counts.amax = float(finite_magnitude.max())
-    return exact, rounded, magnitude
+    magnitude = xp.where(finite_before, magnitude, 0)
+    counts.amax = float(magnitude.max())
+    return xp.where(both, exact, 0), xp.where(both, rounded, 0), magnitude
+
+
+def _sum_of_squares(x: Any) -> float:
+    """Return the sum, in float64 where the squares of float32 values may have left its range."""
+    flat = x.ravel()
+    total = float(flat @ flat)
+    if flat.dtype == np.float64 or 1e-24 < total < 1e36:
+        return total
+    wide = flat.astype(np.float64)
+    return float(wide @ wide)
 
 
 def _count_range_ends(counts: OpCounts, fmt: Any, magnitude: Any, rounded: Any) -> None:
@@ -235,16 +252,21 @@ def _measure_smallest(counts: OpCounts, magnitude: Any, zeros: int, *, histogram
     """Find the smallest nonzero magnitude and the exponent histogram, from the exponent bits."""
     xp = array_module(magnitude)
     flat = magnitude.ravel()
-    nonzero = flat[flat != 0] if zeros or counts.nonfinite_in or counts.overflowed else flat
+    nonzero = flat[flat != 0] if zeros or counts.nonfinite_in else flat
     if nonzero.size == 0:
         return
     counts.amin = float(nonzero.min())
     if histogram:
+        if counts.amin < np.finfo(np.float32).tiny:  # normal in float64, with an exponent to read
+            nonzero = nonzero.astype(np.float64, copy=False)
         counts.histogram = exponent_histogram(nonzero, xp)
 
 
 def exponent_histogram(magnitude: Any, xp: Any = np) -> npt.NDArray[np.int64]:
-    """Return how many of the nonzero finite magnitudes have each exponent, LOWEST to HIGHEST."""
+    """Return how many of the magnitudes, all finite and normal, have each exponent, LOWEST to HIGHEST.
+
+    A float64 that is subnormal is far below LOWEST and counts there, as it should.
+    """
     if magnitude.dtype == np.float32:
         exponents = (magnitude.view(np.uint32) >> np.uint32(23)).astype(np.int64) - 127
     else:

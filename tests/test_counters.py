@@ -1,0 +1,220 @@
+"""Every count against the specification: the same numbers, rounded one by one on fractions."""
+
+import json
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import precsim as ps
+from precsim import testing
+from precsim.formats.format import Format
+from precsim.formats.registry import FORMATS
+from precsim.observe.counters import COUNTS, HIGHEST, LOWEST, OpCounts, total
+
+PLAIN = [name for name, f in FORMATS.items() if isinstance(f, Format)] + ["fp16_ftz", "e6m9"]
+MODES = ["nearest", "nearest_away", "toward_zero", "up", "down", "to_odd"]
+OVERFLOWS = ["", ":saturate", ":ieee"]
+
+
+def observed(values, precision, arithmetic="exact"):
+    """Return the counts of the op that rounds `values`, and what it made of them."""
+    counters, events = ps.Counters(), []
+    policy = ps.Policy(activations=precision, arithmetic=arithmetic)
+    with ps.using(policy, observers=[counters, events.append]):
+        ps.tensor(values)
+    (counts,), (event,) = counters.rows, events
+    return counts, event
+
+
+def specified(values, results, fmt):
+    """Count pairs of before and after one by one; `fmt` None is a shared scale without own ends."""
+    want = dict.fromkeys(COUNTS, 0) | {"n": len(values), "amax": 0.0, "amin": math.inf}
+    histogram, square, error = {}, Fraction(0), Fraction(0)
+    for x, r in zip(values, results, strict=True):
+        finite = math.isfinite(x)
+        want["zeros"] += x == 0
+        want["flushed"] += x != 0 and r == 0
+        want["nan"] += math.isnan(r)
+        want["nonfinite_in"] += not finite
+        want["overflowed"] += finite and not math.isfinite(r)
+        want["inexact"] += x != r and not (math.isnan(x) and math.isnan(r))
+        if fmt:
+            want["subnormal"] += 0 < abs(r) < fmt.smallest_normal
+            want["saturated"] += finite and abs(x) > fmt.max and abs(r) == fmt.max
+        if finite and x != 0:
+            want["amax"], want["amin"] = max(want["amax"], abs(x)), min(want["amin"], abs(x))
+            exponent = min(max(math.frexp(x)[1] - 1, LOWEST), HIGHEST)
+            histogram[exponent] = histogram.get(exponent, 0) + 1
+        if finite and math.isfinite(r):
+            square += Fraction(x) ** 2
+            error += (Fraction(r) - Fraction(x)) ** 2
+    finite_pairs = want["n"] - want["nonfinite_in"] - want["overflowed"]
+    rms = math.sqrt(square / finite_pairs) if finite_pairs else 0.0
+    return want, histogram, rms, math.sqrt(error / square) if square else 0.0
+
+
+def check(counts, values, results, fmt, precise=1e-12):
+    want, histogram, rms, relative_error = specified(values, results, fmt)
+    assert {name: getattr(counts, name) for name in want} == want
+    found = {} if counts.histogram is None else counts.histogram
+    assert {LOWEST + int(i): int(found[i]) for i in np.flatnonzero(found)} == histogram
+    assert counts.rms == pytest.approx(rms, rel=precise, abs=0)
+    # Of an error far below the result's own last bit, only that it is small can be told.
+    assert counts.relative_error == pytest.approx(relative_error, rel=precise, abs=1e-18)
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "fast"])
+@given(
+    name=st.sampled_from(PLAIN),
+    mode=st.sampled_from(MODES),
+    overflow=st.sampled_from(OVERFLOWS),
+    data=st.data(),
+)
+def test_counts_are_those_of_the_specification(arithmetic, name, mode, overflow, data):
+    if name == "fp64" and arithmetic == "fast":
+        name = "fp32"
+    x = data.draw(testing.arrays(name if name != "fp64" else "fp32", np.float32))
+    counts, event = observed(x, f"{name}:{mode}{overflow}", arithmetic)
+    fmt = ps.format(name)
+    want = [ps.exact.round(v, fmt, mode, overflow.lstrip(":") or None) for v in x.tolist()]
+    np.testing.assert_array_equal(event.rounded, want)
+    check(counts, x.tolist(), want, fmt, 1e-12 if arithmetic == "exact" else 1e-5)
+    assert (counts.format, counts.u) == (fmt.name, fmt.u)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4:row", "e4m3:column", "e5m2:tensor"])
+@given(x=testing.arrays("fp16", np.float32))
+@example(x=np.array([1.0, np.nan, 3.0], np.float32))
+@example(x=np.array([3e38, 1e-45], np.float32))
+def test_a_shared_scale_has_no_ends_of_its_own_to_count(name, x):
+    counts, event = observed(x, name)
+    check(counts, x.tolist(), event.rounded.tolist(), None)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (0,), (2, 3)])
+@pytest.mark.parametrize("value", [0.0, -0.0, math.nan, math.inf, 1e-9, 70000.0, 1.0])
+def test_counts_are_defined_for_every_shape_and_kind(shape, value):
+    x = np.full(shape, value)
+    counts, event = observed(x, "fp16")
+    check(counts, x.ravel().tolist(), event.rounded.ravel().tolist(), ps.format("fp16"))
+    plain = json.loads(json.dumps(counts.to_dict(), allow_nan=False))
+    assert plain["n"] == x.size
+    assert all(0 <= plain[f"{name}_share"] <= 1 for name in ("flushed", "subnormal", "swamped"))
+
+
+def test_the_numbers_of_a_known_tensor():
+    """fp16: 2^-25 ties to zero, 2^-24 is the smallest subnormal, 65520 is the first to overflow."""
+    x = [0.0, 2.0**-25, 1.5 * 2.0**-24, 2.0**-14, 1 / 3, -65519.0, 65520.0, math.nan, -math.inf]
+    counts, _ = observed(x, "fp16")
+    found = {name: getattr(counts, name) for name in COUNTS}
+    assert found == {
+        "n": 9, "zeros": 1, "flushed": 1, "subnormal": 1, "overflowed": 1, "saturated": 1,
+        "nan": 1, "nonfinite_in": 2, "inexact": 5, "swamped": 0, "updates": 0,
+    }  # fmt: skip
+    assert (counts.amax, counts.amin) == (65520.0, 2.0**-25)
+    assert counts.flushed_share == 1 / 8
+    assert counts.histogram is not None
+    assert {int(i) + LOWEST for i in np.flatnonzero(counts.histogram)} == {-25, -24, -14, -2, 15}
+
+
+def test_sums_of_squares_leave_the_range_of_float32_unharmed():
+    for scale in (1e-25, 1e25):
+        counts, _ = observed([3 * scale, 4 * scale], "fp32", "fast")
+        assert counts.rms == pytest.approx(scale * math.sqrt(12.5), rel=1e-6)
+
+
+def test_float32_subnormals_keep_their_exponents():
+    counts, _ = observed([2.0**-149, 2.0**-130, 1.0], "fp32", "fast")
+    assert counts.histogram is not None
+    assert (np.flatnonzero(counts.histogram) + LOWEST).tolist() == [-149, -130, 0]
+
+
+@given(
+    pairs=st.lists(
+        st.tuples(st.floats(-4, 4, width=16), st.one_of(st.just(0.0), st.floats(-0.1, 0.1))),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_swamped_updates_are_those_that_change_nothing(pairs):
+    counters, fmt = ps.Counters(), "bf16"
+    with ps.using(ps.Policy(weights=fmt), role="weights", observers=[counters]):
+        w = ps.quantize(np.array([w for w, _ in pairs]), fmt)
+        d = np.array([d for _, d in pairs])
+        ps.optim.apply_update(w, d)
+    (counts,) = counters.rows
+    sums = [ps.exact.round(Fraction(a) + Fraction(b), fmt) for a, b in zip(w, d, strict=True)]
+    moves = [(a, s) for a, b, s in zip(w, d, sums, strict=True) if b != 0]
+    assert counts.updates == len(moves)
+    assert counts.swamped == sum(a == s for a, s in moves)
+
+
+def one_step(observers):
+    with ps.using(ps.Policy.uniform("fp16"), observers=observers, step=3):
+        model = ps.GPT(ps.GPTConfig(layers=1, heads=2, width=8, context=6, vocabulary=9))
+        ids = np.arange(12).reshape(2, 6) % 9
+        model.loss(ids, ids).backward()
+        grads = {name: p.grad for name, p in model.parameters.items()}
+        ps.optim.SGD(model.parameters, lr=1e-3, momentum=0.9).step(grads)
+
+
+def test_totals_add_up():
+    counters, events = ps.Counters(), []
+    one_step([counters, events.append])
+    assert len(counters.rows) == len(events) > 100
+    whole = counters.total()
+    assert whole.n == sum(e.exact.size for e in events)
+    phases = [counters.total(phase=phase) for phase in ("forward", "backward", "update")]
+    by_op = [counters.total(op=op) for op in {e.op for e in events}]
+    for parts in (phases, by_op, counters.rows):
+        for name in COUNTS:
+            assert sum(getattr(p, name) for p in parts) == getattr(whole, name), name
+        assert math.fsum(p.square for p in parts) == pytest.approx(whole.square)
+        assert math.fsum(p.error for p in parts) == pytest.approx(whole.error)
+        assert max(p.amax for p in parts) == whole.amax
+        assert min(p.amin for p in parts) == whole.amin
+        histograms = [p.histogram for p in parts if p.histogram is not None]
+        np.testing.assert_array_equal(sum(histograms), whole.histogram)
+    finite = whole.n - whole.nonfinite_in
+    assert whole.histogram.sum() == finite - whole.zeros
+    assert whole.updates == counters.total(op="apply_update").n - sum(
+        (e.inputs[1] == 0).sum() for e in events if e.op == "apply_update"
+    )
+
+
+def test_rows_say_where_they_come_from_and_total_picks_by_it():
+    counters, events = ps.Counters(), []
+    one_step([counters, events.append])
+    for row, event in zip(counters.rows, events, strict=True):
+        names = ("path", "step", "call", "op", "phase", "role", "scope")
+        assert [getattr(row, n) for n in names] == [getattr(event, n) for n in names]
+        assert row.path == f"{row.role}/{row.scope}/{row.op}"
+    picked = counters.total(op="linear", scope="blocks.0.fc1")
+    assert (picked.n, picked.op, picked.scope) == (2 * 6 * 32, "linear", "blocks.0.fc1")
+    assert total([], op="add").n == 0
+    with pytest.raises(TypeError, match="operation"):
+        counters.total(operation="linear")
+
+
+def test_what_a_counter_keeps_drains_and_ranks():
+    counters = ps.Counters(histograms=False, keep=lambda event: event.phase == "backward")
+    one_step([counters])
+    rows = list(counters.rows)
+    assert {row.phase for row in rows} == {"backward"}
+    assert all(row.histogram is None for row in rows)
+    worst = counters.worst(3, by="amax")
+    assert [row.amax for row in worst] == sorted((r.amax for r in rows), reverse=True)[:3]
+    assert counters.drain() == rows
+    assert counters.drain() == []
+
+
+def test_shares_of_nothing_are_zero():
+    empty = OpCounts()
+    shares = (empty.flushed_share, empty.subnormal_share, empty.inexact_share,
+              empty.swamped_share, empty.rms, empty.relative_error)  # fmt: skip
+    assert shares == (0, 0, 0, 0, 0, 0)
+    assert OpCounts(n=4, zeros=4).flushed_share == 0

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from precsim.analyse.moment import REFERENCE, Moment, Site, promote, relative_error, unit
-from precsim.engine.policy import Policy
+from precsim.analyse.moment import Moment, Site, only, promote, relative_error, unit
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def blame(moment: Moment, sites: Iterable[Site] | None = None) -> Blame:
     Runs the step twice per site.  Errors are infinite where a gradient is not finite.
     """
     truth = moment.reference()
-    asked = [s for s in (moment.sites() if sites is None else list(sites)) if s.op != "cast"]
+    asked = moment.sites() if sites is None else list(sites)
     exact = replace(moment.policy, arithmetic="exact")
     total = relative_error(moment.gradients(exact), truth)
     alone = [relative_error(moment.gradients(only(moment.policy, [s])), truth) for s in asked]
@@ -66,22 +65,6 @@ def blame(moment: Moment, sites: Iterable[Site] | None = None) -> Blame:
         for s, a, w in zip(asked, alone, without, strict=True)
     )
     return Blame(total, unit(moment.policy), shares)
-
-
-def only(policy: Policy, sites: Iterable[Site]) -> Policy:
-    """Return fp64 everywhere but at the given sites, which keep the formats of `policy`."""
-    rules = tuple(site.rule(_spelled(policy, site)) for site in sites)
-    return replace(REFERENCE, rules=rules, granularity=policy.granularity)
-
-
-def _spelled(policy: Policy, site: Site) -> str:
-    """Return the site's format with the rounding and overflow that the policy gives its role."""
-    own = next(
-        (r.output for r in policy.rules if r.matches(site.op, site.kind, site.role, site.scope)),
-        None,
-    )
-    precision = own or getattr(policy, site.role)
-    return str(replace(precision, format=site.precision))
 
 
 def _share(alone: float, sum_of_squares: float) -> float:

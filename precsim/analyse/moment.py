@@ -16,6 +16,7 @@ from precsim.engine import ops
 from precsim.engine.context import Observer, using
 from precsim.engine.dispatch import Event
 from precsim.engine.policy import PHASES, Policy, Rule
+from precsim.engine.precision import Precision
 from precsim.formats.registry import element_of, format
 from precsim.nn.gpt import GPT, GPTConfig
 
@@ -72,10 +73,15 @@ class Moment:
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def sites(self) -> list[Site]:
-        """Return every place where the step rounds, in the order of the first time."""
-        found: dict[str, Site] = {}
+        """Return every place where the step rounds: the weights, then ops as they first run.
+
+        Casts are part of the op that asked for them.
+        """
+        found: dict[str, Site] = {WEIGHTS.name: WEIGHTS}
 
         def note(event: Event) -> None:
+            if event.kind == "cast":
+                return
             site = Site(event.role, event.scope, event.op, event.kind, str(event.precision))
             known = found.setdefault(site.name, replace(site, precision=str(event.format.name)))
             found[site.name] = replace(known, values=known.values + event.exact.size)
@@ -113,10 +119,44 @@ class Site:
         return Rule(op=self.op, role=self.role, scope=self.scope, output=output)  # type: ignore[arg-type]
 
 
+WEIGHTS = Site("weights", "", "cast")
+"""The rounding of all weights into the format in which the forward pass reads them."""
+
+
 def promote(policy: Policy, sites: Iterable[Site], to: str = "fp64") -> Policy:
     """Return `policy` with the given sites, and only those, in a wide format."""
-    rules = tuple(site.rule(to) for site in sites)
+    chosen = list(sites)
+    if WEIGHTS in chosen:
+        wide, none = Precision.parse(to), Precision("none")
+        policy = replace(policy, weights=wide, master_weights=none, initial_weights=None)
+    rules = tuple(site.rule(to) for site in chosen if site != WEIGHTS)
     return replace(policy, rules=rules + policy.rules, arithmetic="exact")
+
+
+def only(policy: Policy, sites: Iterable[Site]) -> Policy:
+    """Return fp64 everywhere but at the given sites, which round as `policy` has them round."""
+    chosen = list(sites)
+    high = replace(REFERENCE, granularity=policy.granularity)
+    if WEIGHTS in chosen:
+        high = replace(high, weights=policy.weights, master_weights=policy.master_weights)
+    rules = tuple(_low_rule(policy, site) for site in chosen if site != WEIGHTS)
+    return replace(high, rules=rules)
+
+
+def _low_rule(policy: Policy, site: Site) -> Rule:
+    """Return the policy's own treatment of a site, operand casts and accumulator included."""
+    own = next(
+        (r for r in policy.rules if r.matches(site.op, site.kind, site.role, site.scope)), Rule()
+    )
+    precision = own.output or getattr(policy, site.role)
+    return replace(
+        own,
+        op=site.op,
+        role=site.role,
+        scope=site.scope,
+        output=replace(precision, format=site.precision),
+        accumulator=own.accumulator or policy.accumulator,
+    )
 
 
 def relative_error(measured: Values, truth: Values) -> float:

@@ -6,7 +6,7 @@ keep what still meets the tolerance.  The result is 1-minimal: dropping any one 
 the tolerance.  It need not be the smallest of all.
 
 Two gates first: with everything low the tolerance must fail (else there is nothing to search), and
-with every site high it must hold (else no set of sites can help: look at the loss scale).
+with every site high it must hold (else no set of these sites can help).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def search(
     if not 0 < tolerance < float("inf"):
         msg = f"search needs a tolerance > 0 for the gradient's relative error; got {tolerance}"
         raise ValueError(msg)
-    candidates = [s for s in (sites or moment.sites()) if s.op != "cast"]
+    candidates = list(sites or moment.sites())
     cache: dict[frozenset[str], float] = {} if known is None else known
     trials = _Trials(moment, tolerance, cache, on_trial)
     low, high = trials.error([]), trials.error(candidates)
@@ -95,8 +95,7 @@ def search(
     if high > tolerance:
         return outcome(
             [],
-            f"all sites high still miss the tolerance ({high:.3g}): "
-            "the error comes from the stored weights or from the loss scale",
+            f"all sites high still miss the tolerance ({high:.3g}): no set of sites can meet it",
         )
     return outcome(_minimise(candidates, trials.passes))
 

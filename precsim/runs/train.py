@@ -18,7 +18,6 @@ from precsim.engine import ops
 from precsim.engine.context import Observer, using
 from precsim.engine.policy import Policy
 from precsim.formats.modes import Rounding
-from precsim.formats.quantize import quantize
 from precsim.nn import optim, scaling
 from precsim.nn.gpt import GPT
 from precsim.nn.optim import Tensors
@@ -128,7 +127,7 @@ def train(
     `corpus` saves loading it again; `on_step` is called after every step with its record and the
     counts of its ops (empty if not `observe`); `observers` see every op besides.
     Raises `ConfigError` or `DataError` where the run cannot start.  A run whose weights are no
-    longer finite stops and says at which step (`died_at`).
+    longer finite, or whose loss scaler gives up, stops and says at which step (`died_at`).
     """
     corpus = corpus or load(config.data)
     batches = Batches(corpus, config.batch, config.context, config.seed)
@@ -139,8 +138,12 @@ def train(
         counters.drain()  # the weights' first rounding belongs to no step
         run = Run(config, corpus, trainer.model)
         for step in range(config.steps):
-            with using(step=step):
-                result = trainer.step(step)
+            try:
+                with using(step=step):
+                    result = trainer.step(step)
+            except scaling.LossScaleError as error:
+                run.died_at, run.trouble = step, Trouble(step, "loss scale", str(error))
+                break
             rows = counters.drain()
             record = _record(trainer, step, result, rows)
             run.records.append(record)
@@ -179,10 +182,9 @@ class Trainer:
         self.optimizer = make_optimizer(config, model.parameters)
 
     def step(self, step: int) -> StepResult:
-        """Do one update; the order is scale, backward, check, unscale, clip, step, adjust.
+        """Do one update; the order is scale, backward, unscale and check, clip, step, adjust.
 
-        The check comes before the unscaling, as in PyTorch's GradScaler: what overflows only when
-        it is divided by a scale below 1 is not seen, and not skipped.
+        Raises `scaling.LossScaleError` where the scaler gives up.
         """
         config = self.config
         peak = config.lr
@@ -191,8 +193,7 @@ class Trainer:
             lr = optim.learning_rate(step, config.steps, peak, config.warmup, floor=0.1)
         loss, gradients = self._gradients(step)
         scale = self.scaler.scale
-        finite = optim.all_finite(gradients)
-        gradients = optim.multiply(gradients, _unscaling(config, scale))
+        gradients, finite = scaling.unscale(self.scaler, gradients, config.micro_batches)
         norm = optim.norm(gradients)
         if config.clip:
             gradients = optim.clip(gradients, config.clip)
@@ -244,16 +245,6 @@ def make_optimizer(config: TrainConfig, parameters: Tensors) -> optim.Optimizer:
 
 def _times(x: Any, factor: float) -> Any:
     return x if factor == 1 else ops.mul(x, factor)
-
-
-def _unscaling(config: TrainConfig, scale: float) -> float:
-    """Return what brings the gradients back: 1/scale, times the micro-batches not computed.
-
-    The inverse is a float32 number, as in PyTorch's GradScaler: from a scale of 2^-128 on it is
-    infinite, and the gradients with it (NaN where they are zero).
-    """
-    inverse = float(quantize(1 / scale, "fp32")) if scale else float("inf")
-    return config.micro_batches * inverse
 
 
 def _record(trainer: Trainer, step: int, result: StepResult, rows: list[OpCounts]) -> StepRecord:

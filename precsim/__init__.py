@@ -16,9 +16,11 @@ from precsim.formats import exact
 from precsim.formats.codes import decode, encode
 from precsim.formats.explain import explain
 from precsim.formats.format import Format
+from precsim.formats.modes import Stochastic
 from precsim.formats.quantize import quantize
 from precsim.formats.registry import FORMATS, format
 from precsim.formats.scaled import Scaled
+from precsim.formats.stochastic import prob_up
 from precsim.nn import functional, optim, scaling
 from precsim.nn.gpt import GPT, GPTConfig
 from precsim.observe.counters import Counters, OpCounts
@@ -44,6 +46,7 @@ __all__ = [
     "Rule",
     "Run",
     "Scaled",
+    "Stochastic",
     "Tensor",
     "TrainConfig",
     "current",
@@ -55,6 +58,7 @@ __all__ = [
     "functional",
     "ops",
     "optim",
+    "prob_up",
     "quantize",
     "recipe",
     "scaling",

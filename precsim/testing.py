@@ -28,7 +28,7 @@ import numpy.typing as npt
 from precsim.formats import exact
 from precsim.formats.codes import code_dtype
 from precsim.formats.format import Format, Specials
-from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.modes import Mode, Overflow, Rounding, rounding_mode
 from precsim.formats.registry import FORMATS, AnyFormat, element_of
 from precsim.formats.registry import format as resolve
 from precsim.formats.scaled import Scaled
@@ -90,7 +90,7 @@ def assert_same(got: Array, want: Array, inputs: Array, law: str = "same values"
 def check_matches_exact(
     quantize: Quantizer,
     fmt: str | AnyFormat,
-    rounding: str | Rounding = Rounding.NEAREST,
+    rounding: str | Mode = Rounding.NEAREST,
     overflow: str | Overflow | None = None,
     inputs: Array | None = None,
     random: Array | None = None,
@@ -101,12 +101,12 @@ def check_matches_exact(
     takes them.  NaN results are equal whatever their payload.
     """
     x = specimens(fmt) if inputs is None else inputs
-    grid, mode = element_of(resolve(fmt)), Rounding(rounding)
+    grid, mode = element_of(resolve(fmt)), rounding_mode(rounding)
     words = [None] * x.size if random is None else random.ravel().tolist()
     fractions = [None if word is None else Fraction(2 * word + 1, 2**33) for word in words]
     numbers = zip(x.ravel().tolist(), fractions, strict=True)
     want = [exact.round(number, grid, mode, overflow, at) for number, at in numbers]
-    law = f"{grid.name}, {mode.value}"
+    law = f"{grid.name}, {mode}"
     return assert_same(quantize(x), np.array(want, np.float64).reshape(x.shape), x, law)
 
 

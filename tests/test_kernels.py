@@ -237,6 +237,16 @@ def test_exact_fraction_of_a_word_is_the_kernels():
     assert exact.round(at, "fp16", "stochastic", random=fraction) == 1.0
 
 
+@pytest.mark.parametrize("rounding", ["up", "down", "to_odd", "toward_zero"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_remainder_too_small_for_the_carrier_still_counts(dtype, rounding):
+    """The smallest value is 2^18 or 2^118, and of the smallest carrier values nothing is left."""
+    fmt = Format("large", 4, 3, bias=-20 if dtype is np.float32 else -120)
+    tiny = np.finfo(dtype).smallest_subnormal
+    x = np.array([tiny, -tiny, 3 * tiny, 1.0, -1.0, 0.0], dtype)
+    assert testing.check_matches_exact(lambda v: quantize(v, fmt, rounding), fmt, rounding, None, x)
+
+
 # The peers.  All are fed float32 numbers: from float64 several of them round twice.
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from precsim.engine.precision import Accumulator
-from precsim.formats.modes import Rounding
+from precsim.formats.modes import stochastic
 from precsim.formats.quantize import quantize
 
 Array = npt.NDArray[Any]
@@ -77,7 +77,7 @@ class Arithmetic:
             stop = min(start + unit.every, length)
             term = self.xp.asarray(part(start, stop))
             words = None
-            if unit.rounding is Rounding.STOCHASTIC and self.draw is not None:
+            if stochastic(unit.rounding) and self.draw is not None:
                 words = self.draw(term.shape, rounded)
                 rounded += term.size
             total = quantize(total + term, unit.format, unit.rounding, random=words)

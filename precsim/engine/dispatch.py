@@ -22,7 +22,7 @@ from precsim.engine.tape import OPS, Node, Primitive, Vjp
 from precsim.engine.tensor import Tensor, as_tensor
 from precsim.formats.arrays import array_module
 from precsim.formats.kernels import round_into
-from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.modes import Overflow, stochastic
 from precsim.formats.quantize import quantize
 from precsim.formats.registry import AnyFormat
 from precsim.formats.scaled import Scaled
@@ -177,8 +177,7 @@ def _round(op: Primitive, exact: Array, decision: Decision, site: Site) -> Array
     keep = op.kind == "cast" or bool(site.context.observers)
     rounded = xp.empty_like(exact) if keep else exact
     fmt, precision = decision.format, decision.output
-    stochastic = precision.rounding is Rounding.STOCHASTIC
-    random = site.draw(exact.shape, 0, "") if stochastic else None
+    random = site.draw(exact.shape, 0, "") if stochastic(precision.rounding) else None
     if isinstance(fmt, Scaled):
         quantize(exact, fmt, precision.rounding, precision.overflow, random, out=rounded)
         return rounded

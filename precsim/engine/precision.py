@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from precsim.formats.format import Format
-from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.modes import (
+    SPELLINGS,
+    Mode,
+    Overflow,
+    Rounding,
+    is_rounding,
+    rounding_mode,
+)
 from precsim.formats.registry import AnyFormat, element_of, format
 from precsim.formats.scaled import Scaled, Sharing
 
@@ -21,13 +28,17 @@ FOLLOWING = ("widest", "none")
 class Precision:
     """A format with the rounding and overflow rule by which values enter it.
 
-    Written "fp16", "bf16:stochastic", "e5m2:saturate", "int8:row:stochastic".  "widest" follows the
-    operands.  `overflow=None` is the format's own rule (see `precsim.quantize`).
+    Written "fp16", "bf16:stochastic", "bf16:stochastic_c8", "e5m2:saturate", "int8:row:stochastic".
+    "widest" follows the operands.  `overflow=None` is the format's own rule (see
+    `precsim.quantize`).  Raises `ValueError` for an unknown rounding.
     """
 
     format: str
-    rounding: Rounding = Rounding.NEAREST
+    rounding: Mode = Rounding.NEAREST
     overflow: Overflow | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rounding", rounding_mode(self.rounding))
 
     @classmethod
     def parse(cls, text: str | Precision) -> Precision:
@@ -35,7 +46,7 @@ class Precision:
         if isinstance(text, Precision):
             return text
         words = [w for w in text.strip().split(":") if w]
-        rounding = [w for w in words[1:] if w in set(Rounding)]
+        rounding = [w for w in words[1:] if is_rounding(w)]
         overflow = [w for w in words[1:] if w in set(Overflow)]
         name = [w for w in words if w not in rounding + overflow]
         spelled = ":".join(name)
@@ -43,14 +54,14 @@ class Precision:
             msg = f"{text!r} names two rounding modes or two overflow rules: expected one of each"
             raise ValueError(msg)
         if len(name) == 2 and name[1] not in set(Sharing):
-            known = ", ".join([*Rounding, *Overflow, *Sharing])
+            known = ", ".join([SPELLINGS, *Overflow, *Sharing])
             msg = f"unknown word {name[1]!r} in {text!r}: after a format, expected one of {known}"
             raise ValueError(msg)
         if spelled not in FOLLOWING:
             spelled = format(spelled).name
         return cls(
             spelled,
-            Rounding(rounding[0]) if rounding else Rounding.NEAREST,
+            rounding_mode(rounding[0]) if rounding else Rounding.NEAREST,
             Overflow(overflow[0]) if overflow else None,
         )
 
@@ -88,14 +99,14 @@ class Precision:
     def __str__(self) -> str:
         words = [self.format]
         if self.rounding is not Rounding.NEAREST:
-            words.append(self.rounding.value)
+            words.append(str(self.rounding))
         if self.overflow is not None:
             words.append(self.overflow.value)
         return ":".join(words)
 
 
 _ACCUMULATOR = re.compile(
-    r"(?P<format>[a-z0-9_]+)(:(?P<rounding>[a-z_]+))?(/(?P<every>\d+))?"
+    r"(?P<format>[a-z0-9_]+)(:(?P<rounding>[a-z0-9_]+))?(/(?P<every>\d+))?"
     r"(>(?P<outer>[a-z0-9_]+)@(?P<chunk>\d+))?"
 )
 
@@ -114,7 +125,7 @@ class Accumulator:
     """
 
     format: str
-    rounding: Rounding = Rounding.NEAREST
+    rounding: Mode = Rounding.NEAREST
     every: int = 1
     outer: str = "fp32"
     chunk: int = 0
@@ -130,10 +141,7 @@ class Accumulator:
             if not isinstance(format(name), Format):
                 msg = f"accumulator format {name!r} has a shared scale: expected a plain format"
                 raise ValueError(msg)  # noqa: TRY004  (a format of the wrong sort, not type)
-        if self.rounding not in set(Rounding):
-            msg = f"accumulator rounding {self.rounding!r}: expected one of {', '.join(Rounding)}"
-            raise ValueError(msg)
-        object.__setattr__(self, "rounding", Rounding(self.rounding))
+        object.__setattr__(self, "rounding", rounding_mode(self.rounding))
 
     @classmethod
     def parse(cls, text: str | Accumulator) -> Accumulator:
@@ -158,7 +166,7 @@ class Accumulator:
     def __str__(self) -> str:
         text = self.format
         if self.rounding is not Rounding.NEAREST:
-            text += f":{self.rounding.value}"
+            text += f":{self.rounding}"
         if self.every != 1:
             text += f"/{self.every}"
         return text + (f">{self.outer}@{self.chunk}" if self.chunk else "")

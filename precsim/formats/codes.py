@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from precsim.formats.arrays import Array, array_module, as_float
 from precsim.formats.format import Format, Specials
-from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.modes import Mode, Overflow, Rounding
 from precsim.formats.quantize import quantize, scale_of
 from precsim.formats.registry import AnyFormat, element_of, format
 from precsim.formats.scaled import Scaled
@@ -30,7 +30,7 @@ def code_dtype(fmt: str | AnyFormat) -> np.dtype[Any]:
 def encode(
     x: npt.ArrayLike,
     fmt: str | AnyFormat,
-    rounding: str | Rounding = Rounding.NEAREST,
+    rounding: str | Mode = Rounding.NEAREST,
     overflow: str | Overflow | None = None,
     random: Array | np.random.Generator | int | None = None,
 ) -> Any:

@@ -17,7 +17,7 @@ from numbers import Rational
 from typing import SupportsFloat
 
 from precsim.formats.format import Format, Specials, floor_log2
-from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.modes import Mode, Overflow, Rounding, rounding_mode, stochastic
 from precsim.formats.registry import AnyFormat
 from precsim.formats.registry import format as resolve
 
@@ -27,7 +27,7 @@ HALF = Fraction(1, 2)
 def round(
     x: SupportsFloat,
     fmt: str | AnyFormat,
-    rounding: str | Rounding = Rounding.NEAREST,
+    rounding: str | Mode = Rounding.NEAREST,
     overflow: str | Overflow | None = None,
     random: float | Fraction | None = None,
 ) -> float:
@@ -39,12 +39,13 @@ def round(
     give NaN (or 0 where there is none); formats without zero: their smallest value takes its place.
 
     x: a Python or NumPy number, `Fraction` or `Decimal`, taken exactly.  `random`, needed for
-    "stochastic", lies in [0, 1): x goes up in magnitude iff random < (|x| - lower)/(upper - lower).
+    "stochastic", lies in [0, 1): x goes up in magnitude iff random < (|x| - lower)/(upper - lower);
+    its other variants look at the first bits of `random` (see `precsim.formats.modes.Stochastic`).
     Raises `ValueError` for unknown names and for scaled formats, `TypeError` where x is no number.
     """
-    grid, mode = _grid(fmt), Rounding(rounding)
+    grid, mode = _grid(fmt), rounding_mode(rounding)
     beyond = Overflow.IEEE if overflow is None else Overflow(overflow)
-    if mode is Rounding.STOCHASTIC and (random is None or not 0 <= random < 1):
+    if stochastic(mode) and (random is None or not 0 <= random < 1):
         msg = f"stochastic rounding needs `random`, a number in [0, 1); got {random!r}"
         raise ValueError(msg)
 
@@ -86,11 +87,42 @@ def cut(magnitude: Fraction, fmt: Format) -> tuple[int, Fraction, Fraction]:
     return int(steps), spacing, rest
 
 
+def prob_up(
+    x: SupportsFloat, fmt: str | AnyFormat, rounding: str | Mode = Rounding.STOCHASTIC
+) -> Fraction | None:
+    """Return the probability that x is rounded to the upper of its neighbours, the one toward +inf.
+
+    None where x has no neighbours: NaN, infinities, negative numbers in a format without a sign.
+    0 for a value of the format, which never moves.  Beyond `max` the farther neighbour is the
+    virtual next value, whatever overflow makes of it, and whatever lies beyond that is sure to get
+    there.  The neighbours of what would be a flushed subnormal are 0 and the smallest normal value,
+    and a format without zero is sure to take what is smaller to its smallest value.
+
+    x is any real number, taken exactly.  Raises as `round` does, and `ValueError` for a rounding
+    that is not stochastic.
+    """
+    grid, variant = _grid(fmt), stochastic(rounding_mode(rounding))
+    if variant is None:
+        msg = f"rounding {rounding!s} leaves nothing to chance: expected a stochastic one"
+        raise ValueError(msg)
+    if is_nan(x) or is_infinite(x) or (not grid.signed and x < 0):  # type: ignore[operator]
+        return None
+    if round(x, grid, Rounding.TOWARD_ZERO, Overflow.SATURATE) == exact(x):
+        return Fraction(0)
+    steps, spacing, rest = cut(abs(exact(x)), grid)
+    away = variant.share(rest)
+    if steps * spacing > grid.max or (steps == 0 and not grid.has_zero):
+        away = Fraction(1)
+    elif not grid.subnormals and (steps + 1) * spacing < grid.smallest_normal:
+        away = Fraction(0)
+    return 1 - away if x < 0 else away  # type: ignore[operator]
+
+
 def _goes_up(
     rest: Fraction,
     steps: int,
     negative: bool,
-    rounding: Rounding,
+    rounding: Mode,
     random: float | Fraction | None,
 ) -> bool:
     """Whether a magnitude of steps + rest goes to steps + 1 (a rest of 0 never does)."""
@@ -108,8 +140,8 @@ def _goes_up(
             return rest > 0 and negative
         case Rounding.TO_ODD:
             return rest > 0 and not odd
-        case Rounding.STOCHASTIC:
-            return random is not None and random < rest
+    variant = stochastic(rounding)
+    return variant is not None and random is not None and variant.goes_up(rest, random)
 
 
 def _largest(fmt: Format, overflow: Overflow) -> float:

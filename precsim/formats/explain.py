@@ -15,7 +15,7 @@ from typing import Any, SupportsFloat
 
 from precsim.formats import exact
 from precsim.formats.format import Format, floor_log2
-from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.modes import Mode, Overflow, Rounding, rounding_mode, stochastic
 from precsim.formats.registry import AnyFormat, element_of
 from precsim.formats.registry import format as resolve
 
@@ -33,7 +33,7 @@ class Explanation:
 
     input: SupportsFloat
     format: Format
-    rounding: Rounding
+    rounding: Mode
     value: float
     """What the input rounds to."""
     kind: str
@@ -131,13 +131,13 @@ class Explanation:
         parts = [f"{_float(self.error or Fraction(0)):+.6g}"]
         units = ((self.relative_error, "relative"), (self.error_ulp, "ulp"), (self.error_u, "u"))
         parts += [f"{size:.6g} {unit}" for size, unit in units if size is not None]
-        return f"error       {', '.join(parts)}; rounding {self.rounding.value}"
+        return f"error       {', '.join(parts)}; rounding {self.rounding}"
 
 
 def explain(
     x: SupportsFloat,
     fmt: str | AnyFormat,
-    rounding: str | Rounding = Rounding.NEAREST,
+    rounding: str | Mode = Rounding.NEAREST,
     overflow: str | Overflow | None = None,
     random: float | Fraction | None = None,
 ) -> Explanation:
@@ -149,7 +149,7 @@ def explain(
     were 1.  `overflow` and `random` as in `precsim.formats.exact.round`, which decides the value
     and raises for whatever it cannot read.
     """
-    grid, mode = element_of(resolve(fmt)), Rounding(rounding)
+    grid, mode = element_of(resolve(fmt)), rounding_mode(rounding)
     value = exact.round(x, grid, mode, overflow, random)
     code = exact.encode(value, grid)
     bits = f"{code:0{grid.bits}b}"
@@ -166,14 +166,15 @@ def explain(
         "fraction": bits[split + grid.exp_bits :],
     }
     if not exact.is_nan(x) and not exact.is_infinite(x):
-        found |= _finite(exact.exact(x), value, grid)
+        found |= _finite(exact.exact(x), value, grid, mode)
     return Explanation(**found)
 
 
-def _finite(x: Fraction, value: float, fmt: Format) -> dict[str, Any]:
+def _finite(x: Fraction, value: float, fmt: Format, rounding: Mode) -> dict[str, Any]:
     """Return the fields that only a finite number has."""
     steps, spacing, rest = exact.cut(abs(x), fmt)
-    lower, upper, prob_up = _neighbours(x, fmt)
+    lower, upper = _neighbours(x, fmt)
+    chance = exact.prob_up(x, fmt, rounding if stochastic(rounding) else Rounding.STOCHASTIC)
     kept = f"{steps:0{fmt.precision}b}"
     if not fmt.is_integer and fmt.man_bits:
         kept = f"{kept[0]}.{kept[1:]}"
@@ -186,7 +187,7 @@ def _finite(x: Fraction, value: float, fmt: Format) -> dict[str, Any]:
         "lower": lower,
         "upper": upper,
         "tie": rest == exact.HALF,
-        "prob_up": prob_up,
+        "prob_up": None if chance is None else float(chance),
     }
     if math.isfinite(value):
         error = Fraction(value) - x
@@ -199,29 +200,25 @@ def _finite(x: Fraction, value: float, fmt: Format) -> dict[str, Any]:
     return found
 
 
-def _neighbours(x: Fraction, fmt: Format) -> tuple[float | None, float | None, float | None]:
-    """Return the values on either side of x, and the probability of stochastic rounding up."""
+def _neighbours(x: Fraction, fmt: Format) -> tuple[float | None, float | None]:
+    """Return the values on either side of x."""
     if x < 0 and not fmt.signed:
-        return None, fmt.min, None
+        return None, fmt.min
     steps, spacing, rest = exact.cut(abs(x), fmt)
     inner, outer = steps * spacing, (steps + (rest > 0)) * spacing
-    chance = rest
     if 0 < abs(x) < fmt.smallest_normal and not fmt.subnormals and fmt.has_zero:
-        chance = rest if outer == fmt.smallest_normal else Fraction(0)
         inner, outer = Fraction(0), Fraction(fmt.smallest_normal)
     near: float | None = float(min(inner, Fraction(fmt.max)))
     far: float | None = math.inf if fmt.has_inf else None
     if outer <= fmt.max:
         far = float(outer)
-    elif inner > fmt.max:  # both cut ends lie beyond the largest value
-        chance = Fraction(1)
     if near == 0 and not fmt.has_zero:
-        near, far, chance = None, fmt.min, Fraction(1)
+        near, far = None, fmt.min
     if x >= 0:
-        return near, far, float(chance)
+        return near, far
     # Seen from below zero the farther value is the lower one.
     lower, upper = (None if v is None else 0.0 - v for v in (far, near))
-    return lower, upper, float(1 - chance) if near != far else 0.0
+    return lower, upper
 
 
 def _kind(value: float, fmt: Format) -> str:

@@ -25,7 +25,8 @@ import numpy as np
 
 from precsim.formats.arrays import Array, array_module
 from precsim.formats.format import Format, Specials
-from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.modes import Mode, Overflow, Rounding, stochastic
+from precsim.formats.stochastic import goes_up
 
 BLOCK_BYTES = 1 << 17
 """Bytes of a block: with its scratch space it stays in the second-level cache."""
@@ -35,7 +36,7 @@ def round_into(
     x: Array,
     out: Array,
     fmt: Format,
-    rounding: Rounding,
+    rounding: Mode,
     overflow: Overflow,
     words: Array | None = None,
 ) -> None:
@@ -63,7 +64,7 @@ class Plan:
     """How values of one carrier get into one format: the kernel, and its constants in that dtype."""
 
     fmt: Format
-    kernel: Callable[[Array, Array, Plan, Rounding, Overflow, Array | None], None]
+    kernel: Callable[[Array, Array, Plan, Mode, Overflow, Array | None], None]
     block: int
     holds_carrier: bool  # every carrier value is a value of the format
     uint: Any
@@ -126,7 +127,7 @@ def _choose(dtype: np.dtype[Any], fmt: Format) -> Callable[..., None]:
 
 
 def _round_by_adding(
-    x: Array, out: Array, plan: Plan, rounding: Rounding, overflow: Overflow, words: Array | None
+    x: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> None:
     """Round through the carrier's adder (module docstring): formats of a smaller exponent range."""
     xp = array_module(x)
@@ -150,7 +151,7 @@ def _round_by_adding(
 
 
 def _round_by_converting(
-    x: Array, out: Array, plan: Plan, rounding: Rounding, overflow: Overflow, words: Array | None
+    x: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> None:
     """Round float64 to fp32 by the processor's own conversion, which rounds to nearest even."""
     if rounding is Rounding.NEAREST:
@@ -160,7 +161,7 @@ def _round_by_converting(
 
 
 def _round_by_bits(
-    x: Array, out: Array, plan: Plan, rounding: Rounding, overflow: Overflow, words: Array | None
+    x: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> None:
     """Round by integer arithmetic on the bits: formats with all the exponents of the carrier.
 
@@ -189,7 +190,7 @@ def _round_by_bits(
 
 
 def _round_in_float64(
-    x: Array, out: Array, plan: Plan, rounding: Rounding, overflow: Overflow, words: Array | None
+    x: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> None:
     """Round a float32 block in float64, of which its values and the format's are a subset."""
     wide = x.astype(np.float64)
@@ -203,34 +204,34 @@ def _climb(
     lower: Array,
     step: Array,
     signed: Array,
-    rounding: Rounding,
+    rounding: Mode,
     words: Array | None,
 ) -> None:
     """Move `lower`, the truncated magnitude, up one step wherever the rounding mode says so.
 
-    The remainder, in steps, is exact.  Infinities and NaN have a NaN remainder and stay put.
+    The remainder, in steps, is exact (or underflows, far below half a step, where a step is large).
+    Infinities and NaN have a NaN remainder and stay put.
     """
     xp = array_module(lower)
     rest = (magnitude - lower) / step
     if rounding is Rounding.NEAREST_AWAY:
         up = rest >= 0.5
     elif rounding is Rounding.UP:
-        up = (rest > 0) & (signed > 0)
+        up = (magnitude > lower) & (signed > 0)
     elif rounding is Rounding.DOWN:
-        up = (rest > 0) & (signed < 0)
+        up = (magnitude > lower) & (signed < 0)
     elif rounding is Rounding.TO_ODD:
         half = lower / step * 0.5
-        up = (rest > 0) & (xp.floor(half) == half)
-    elif rounding is Rounding.STOCHASTIC and words is not None:
-        # In float64, whatever the carrier: the same words then give the same bits in both.
-        up = (words + 0.5) * 2.0**-32 < rest
+        up = (magnitude > lower) & (xp.floor(half) == half)
+    elif (variant := stochastic(rounding)) and words is not None:
+        up = goes_up(variant, rest, words)
     else:
         return
     xp.add(lower, step, out=lower, where=up)
 
 
 def _finish(
-    x: Array, rounded: Array, out: Array, plan: Plan, rounding: Rounding, overflow: Overflow
+    x: Array, rounded: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow
 ) -> None:
     """Apply the format's edges to `rounded` (flushing, overflow, specials, sign) and store it.
 
@@ -257,7 +258,7 @@ def _finish(
 
 
 def _treat_overflow(
-    x: Array, rounded: Array, plan: Plan, rounding: Rounding, overflow: Overflow
+    x: Array, rounded: Array, plan: Plan, rounding: Mode, overflow: Overflow
 ) -> None:
     """Replace what is beyond the largest value by that, an infinity or NaN."""
     xp = array_module(x)
@@ -268,7 +269,7 @@ def _treat_overflow(
         xp.copyto(rounded, plan.largest, where=beyond & _stops_at_max(x, rounding))
 
 
-def _stops_at_max(x: Array, rounding: Rounding) -> Array:
+def _stops_at_max(x: Array, rounding: Mode) -> Array:
     """Return where a directed mode rounds a finite overflow back to the largest finite value."""
     xp = array_module(x)
     if rounding in (Rounding.TOWARD_ZERO, Rounding.TO_ODD):

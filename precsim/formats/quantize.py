@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from precsim.formats.arrays import Array, array_module, as_float
 from precsim.formats.kernels import round_into
-from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.modes import Mode, Overflow, Rounding, rounding_mode, stochastic
 from precsim.formats.registry import AnyFormat, format
 from precsim.formats.scaled import Scaled
 
@@ -17,7 +17,7 @@ from precsim.formats.scaled import Scaled
 def quantize(
     x: npt.ArrayLike,
     fmt: str | AnyFormat,
-    rounding: str | Rounding = Rounding.NEAREST,
+    rounding: str | Mode = Rounding.NEAREST,
     overflow: str | Overflow | None = None,
     random: Array | np.random.Generator | int | None = None,
     out: Array | None = None,
@@ -30,7 +30,8 @@ def quantize(
 
     x: any shape; float32 and float64 are rounded in place of a copy (`out` may be x itself, and
     is made where it is None); anything else real becomes float64; a scalar gives a scalar.
-    `random` serves "stochastic": uint32 words of x's shape (word w stands for the fraction
+    `rounding` is a `Rounding`, a `Stochastic` or the name of one ("up", "stochastic_a8").
+    `random` serves the stochastic ones: uint32 words of x's shape (word w stands for the fraction
     (w + 1/2) / 2^32, and x goes up iff that is less than its distance from the lower neighbour,
     in units of the gap), or a NumPy Generator or an integer seed to draw them from.
 
@@ -49,7 +50,7 @@ def quantize(
             f"got {target.dtype} of shape {target.shape}"
         )
         raise ValueError(msg)
-    words = _random_words(x, random) if mode is Rounding.STOCHASTIC else None
+    words = _random_words(x, random) if stochastic(mode) else None
     if isinstance(fmt, Scaled):
         scale = scale_of(source, fmt)
         with np.errstate(all="ignore"):
@@ -78,12 +79,12 @@ def scale_of(x: Array, fmt: Scaled) -> Array:
 
 
 def _modes(
-    fmt: AnyFormat, rounding: str | Rounding, overflow: str | Overflow | None
-) -> tuple[Rounding, Overflow]:
+    fmt: AnyFormat, rounding: str | Mode, overflow: str | Overflow | None
+) -> tuple[Mode, Overflow]:
     """Resolve names and the default overflow; a wrong name raises with the list of right ones."""
     element = fmt.element if isinstance(fmt, Scaled) else fmt
     beyond = Overflow.IEEE if overflow is None else Overflow(overflow)
-    return Rounding(rounding), beyond if element.has_nan else Overflow.SATURATE
+    return rounding_mode(rounding), beyond if element.has_nan else Overflow.SATURATE
 
 
 def _random_words(x: Array, random: Array | np.random.Generator | int | None) -> Array:

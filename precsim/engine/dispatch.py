@@ -129,7 +129,14 @@ def _in_carrier(op: Primitive, operands: tuple[Any, ...], context: Context) -> t
     if op.name == "carry":
         return inputs
     carrier = context.policy.carrier
-    return tuple(x if x.data.dtype == carrier else OPS["carry"].call(x) for x in inputs)
+    return tuple(x if x.data.dtype == carrier else _carried(x, carrier) for x in inputs)
+
+
+def _carried(x: Tensor, carrier: np.dtype[Any]) -> Tensor:
+    """Carry a tensor over; one whose format the carrier cannot hold would be rounded unseen."""
+    if x.format is not None:
+        Precision(x.format.name).check(carrier)
+    return OPS["carry"].call(x)
 
 
 def _decide(
@@ -140,7 +147,7 @@ def _decide(
     if op.kind == "cast":
         target = params.get("to")
         if target is not None:
-            return Decision((None,), target, target.resolve(formats), None)
+            return Decision((None,), target, context.policy.resolve(target, formats), None)
         formats = (params["like"],)
     gradients = tuple(t.is_gradient for t in inputs)
     return context.policy.decide(op.name, op.kind, context.role, context.scope, formats, gradients)

@@ -10,6 +10,7 @@ manner of PyTorch's autocast are written.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from precsim.engine.precision import Accumulator, Precision
-from precsim.formats.registry import AnyFormat
+from precsim.formats.registry import AnyFormat, format
 
 PHASES = {
     "activations": "forward",
@@ -31,6 +32,8 @@ PHASES = {
     "weights": "update",
 }
 """Role of a tensor -> phase of the training step in which it is made."""
+
+_PATTERN = re.compile(r"[^\s,]+")
 
 CARRIERS: dict[str, np.dtype[Any]] = {"exact": np.dtype(np.float64), "fast": np.dtype(np.float32)}
 
@@ -54,6 +57,7 @@ class Rule:
     `inputs` casts the operands first (`gradient_inputs` those that are gradients; None: the same),
     in an op of its own, visible in a trace; `output` and `accumulator` replace the role's.
     In a matmul with shared scales these run along the contraction (`Precision.for_operand`).
+    Raises `ValueError` for a role that there is not, and for patterns with spaces or commas.
     """
 
     op: str = "*"
@@ -65,10 +69,17 @@ class Rule:
     accumulator: Accumulator | None = None
 
     def __post_init__(self) -> None:
+        for name in ("op", "role", "scope"):
+            if not _PATTERN.fullmatch(getattr(self, name)):
+                msg = f"rule {name}={getattr(self, name)!r}: expected no spaces and no commas"
+                raise ValueError(msg)
+        if not any(fnmatchcase(role, self.role) for role in PHASES):
+            msg = f"rule role={self.role}: expected a pattern for one of {', '.join(PHASES)}"
+            raise ValueError(msg)
         for name in ("inputs", "gradient_inputs", "output"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, Precision.parse(value))
+                object.__setattr__(self, name, _present(name, Precision.parse(value)))
         if self.accumulator is not None:
             object.__setattr__(self, "accumulator", Accumulator.parse(self.accumulator))
 
@@ -82,7 +93,8 @@ class Rule:
 
     def __str__(self) -> str:
         set_fields = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return ",".join(f"{name}={value}" for name, value in set_fields if value not in (None, "*"))
+        words = [f"{name}={value}" for name, value in set_fields if value not in (None, "*")]
+        return ",".join(words) or "op=*"
 
     @classmethod
     def parse(cls, text: str | Rule) -> Rule:
@@ -140,9 +152,13 @@ class Policy:
 
     def __post_init__(self) -> None:
         for role in PHASES:
-            object.__setattr__(self, role, Precision.parse(getattr(self, role)))
+            precision = Precision.parse(getattr(self, role))
+            if role != "master_weights":
+                _present(role, precision)
+            object.__setattr__(self, role, precision)
         if self.initial_weights is not None:
-            object.__setattr__(self, "initial_weights", Precision.parse(self.initial_weights))
+            initial = _present("initial_weights", Precision.parse(self.initial_weights))
+            object.__setattr__(self, "initial_weights", initial)
         if self.accumulator is not None:
             object.__setattr__(self, "accumulator", Accumulator.parse(self.accumulator))
         object.__setattr__(self, "rules", tuple(Rule.parse(r) for r in self.rules))
@@ -154,10 +170,6 @@ class Policy:
             msg = f"unknown granularity {self.granularity!r}: expected one of {known}"
             raise ValueError(msg)
         object.__setattr__(self, "granularity", Granularity(self.granularity))
-        for role in PHASES:
-            if role != "master_weights" and getattr(self, role).format == "none":
-                msg = f"{role}=none: only master_weights can be absent; expected a format"
-                raise ValueError(msg)
         for precision in self._precisions():
             precision.check(self.carrier)
         object.__setattr__(self, "_decided", {})  # of `decide`: the same few ops, step after step
@@ -227,13 +239,22 @@ class Policy:
         )
         output = rule.output or getattr(self, role)
         accumulator = rule.accumulator or self.accumulator
-        return Decision(tuple(casts), output, output.resolve(arriving), accumulator)
+        return Decision(tuple(casts), output, self.resolve(output, arriving), accumulator)
+
+    def resolve(self, precision: Precision, formats: tuple[AnyFormat | None, ...]) -> AnyFormat:
+        """Return the format that a precision means; the widest of constants is the carrier's own."""
+        known = any(fmt is not None for fmt in formats)
+        carried = format("fp32" if self.arithmetic == "fast" else "fp64")
+        return precision.resolve(formats if known else (carried,))
 
     def _precisions(self) -> list[Precision]:
         listed: list[Precision | None] = [getattr(self, role) for role in PHASES]
         listed.append(self.initial_weights)
         for rule in self.rules:
             listed += [rule.inputs, rule.gradient_inputs, rule.output]
+        for unit in (self.accumulator, *(rule.accumulator for rule in self.rules)):
+            if unit is not None:
+                listed += [Precision(unit.format), Precision(unit.outer) if unit.chunk else None]
         return [p for p in listed if p is not None]
 
     def __str__(self) -> str:
@@ -270,5 +291,15 @@ def _read_fields(pairs: list[str], cls: type, what: str) -> dict[str, Any]:
         if not equals or key not in known:
             msg = f"unknown {what} entry {pair!r}: expected key=value with a key of {known}"
             raise ValueError(msg)
+        if key in read:
+            msg = f"{what} entry {key!r} came twice, as {read[key]!r} and {value!r}: expected once"
+            raise ValueError(msg)
         read[key] = value
     return read
+
+
+def _present(name: str, precision: Precision) -> Precision:
+    if precision.format == "none":
+        msg = f"{name}=none: only master_weights can be absent; expected a format"
+        raise ValueError(msg)
+    return precision

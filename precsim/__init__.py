@@ -5,6 +5,8 @@ is computed wide and rounded once to an emulated number format.  The names below
 surface; ``ps.plot`` needs matplotlib and is loaded when it is first used.
 """
 
+__version__ = "0.1.0"  # first: parts of the package write it into what they make
+
 from typing import Any
 
 from precsim.engine import ops
@@ -27,8 +29,6 @@ from precsim.observe.counters import Counters, OpCounts
 from precsim.recipes import RECIPES, Recipe, recipe
 from precsim.runs.config import TrainConfig
 from precsim.runs.train import Run, train
-
-__version__ = "0.1.0"
 
 __all__ = [
     "FORMATS",

@@ -30,7 +30,7 @@ class Precision:
 
     Written "fp16", "bf16:stochastic", "bf16:stochastic_c8", "e5m2:saturate", "int8:row:stochastic".
     "widest" follows the operands.  `overflow=None` is the format's own rule (see
-    `precsim.quantize`).  Raises `ValueError` for an unknown rounding.
+    `precsim.quantize`).  Raises `ValueError` for an unknown format, rounding or overflow.
     """
 
     format: str
@@ -38,7 +38,11 @@ class Precision:
     overflow: Overflow | None = None
 
     def __post_init__(self) -> None:
+        if self.format not in FOLLOWING:
+            object.__setattr__(self, "format", format(self.format).name)
         object.__setattr__(self, "rounding", rounding_mode(self.rounding))
+        if self.overflow is not None:
+            object.__setattr__(self, "overflow", Overflow(self.overflow))
 
     @classmethod
     def parse(cls, text: str | Precision) -> Precision:
@@ -57,8 +61,6 @@ class Precision:
             known = ", ".join([SPELLINGS, *Overflow, *Sharing])
             msg = f"unknown word {name[1]!r} in {text!r}: after a format, expected one of {known}"
             raise ValueError(msg)
-        if spelled not in FOLLOWING:
-            spelled = format(spelled).name
         return cls(
             spelled,
             rounding_mode(rounding[0]) if rounding else Rounding.NEAREST,
@@ -137,10 +139,15 @@ class Accumulator:
                 f"got every={self.every}, chunk={self.chunk}"
             )
             raise ValueError(msg)
-        for name in (self.format, self.outer):
-            if not isinstance(format(name), Format):
-                msg = f"accumulator format {name!r} has a shared scale: expected a plain format"
+        for name in ("format", "outer"):
+            fmt = format(getattr(self, name))
+            if not isinstance(fmt, Format):
+                msg = f"accumulator format {fmt.name!r} has a shared scale: expected a plain format"
                 raise ValueError(msg)  # noqa: TRY004  (a format of the wrong sort, not type)
+            object.__setattr__(self, name, fmt.name)
+        if not self.chunk and self.outer != "fp32":
+            msg = f"accumulator: outer={self.outer} needs a chunk; expected chunk > 0"
+            raise ValueError(msg)
         object.__setattr__(self, "rounding", rounding_mode(self.rounding))
 
     @classmethod
@@ -148,7 +155,7 @@ class Accumulator:
         """Read what `str` wrote; raise `ValueError` with the grammar if it does not fit."""
         if isinstance(text, Accumulator):
             return text
-        match = _ACCUMULATOR.fullmatch(text)
+        match = _ACCUMULATOR.fullmatch(text.strip().lower())
         if match is None:
             msg = (
                 f"accumulator {text!r}: expected FORMAT[:ROUNDING][/EVERY][>OUTER@CHUNK], "
@@ -156,10 +163,10 @@ class Accumulator:
             )
             raise ValueError(msg)
         return cls(
-            format(match["format"]).name,
-            match["rounding"] or Rounding.NEAREST,  # type: ignore[arg-type]
+            match["format"],
+            rounding_mode(match["rounding"] or Rounding.NEAREST),
             int(match["every"] or 1),
-            format(match["outer"] or "fp32").name,
+            match["outer"] or "fp32",
             int(match["chunk"] or 0),
         )
 

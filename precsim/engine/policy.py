@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from precsim.engine.precision import Accumulator, Precision
+from precsim.engine.precision import FOLLOWING, Accumulator, Precision
 from precsim.formats.registry import AnyFormat, format
 
 PHASES = {
@@ -157,7 +157,10 @@ class Policy:
                 _present(role, precision)
             object.__setattr__(self, role, precision)
         if self.initial_weights is not None:
-            initial = _present("initial_weights", Precision.parse(self.initial_weights))
+            initial = Precision.parse(self.initial_weights)
+            if initial.format in FOLLOWING:
+                msg = f"initial_weights={initial}: expected a format"
+                raise ValueError(msg)
             object.__setattr__(self, "initial_weights", initial)
         if self.accumulator is not None:
             object.__setattr__(self, "accumulator", Accumulator.parse(self.accumulator))

@@ -91,7 +91,7 @@ class Precision:
         if self.format in FOLLOWING:
             return
         element, limits = element_of(format(self.format)), np.finfo(carrier)
-        if element.man_bits > limits.nmant or element.max > limits.max:
+        if element.man_bits > limits.nmant or element.max > float(limits.max):
             msg = (
                 f"format {self.format} does not fit {carrier}, the carrier of arithmetic='fast': "
                 "use arithmetic='exact'"

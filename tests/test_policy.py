@@ -1,0 +1,224 @@
+"""Policies: what is written is read, what cannot be is refused, and what they decide about an op."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import precsim as ps
+from precsim.engine.policy import PHASES, Granularity
+from precsim.engine.precision import Accumulator, Precision
+
+FORMATS = st.sampled_from(["fp32", "tf32", "fp16", "bf16", "e4m3", "e5m2", "int8:row", "e6m9"])
+WORDS = st.sampled_from(["", ":stochastic", ":toward_zero", ":saturate", ":up:ieee"])
+PRECISIONS = st.builds("{}{}".format, FORMATS, WORDS) | st.just("widest")
+ACCUMULATORS = st.none() | st.sampled_from(
+    ["fp16", "bf16:stochastic", "e8m13:toward_zero/4>fp32@128", "e6m9>e6m9@64"]
+)
+PATTERNS = st.sampled_from(["*", "matmul", "blocks.[01].*", "*grad*", "loss", "a=b"])
+RULES = st.builds(
+    ps.Rule,
+    op=PATTERNS,
+    role=st.sampled_from(["*", "activations", "*gradients", "[ul]*"]),
+    scope=PATTERNS,
+    inputs=st.none() | PRECISIONS,
+    gradient_inputs=st.none() | PRECISIONS,
+    output=st.none() | PRECISIONS,
+    accumulator=ACCUMULATORS,
+)
+POLICIES = st.builds(
+    ps.Policy,
+    **dict.fromkeys(PHASES, PRECISIONS) | {"master_weights": PRECISIONS | st.just("none")},
+    initial_weights=st.none() | PRECISIONS.filter(lambda text: text != "widest"),
+    accumulator=ACCUMULATORS,
+    rules=st.lists(RULES, max_size=3),
+    arithmetic=st.sampled_from(["exact", "fast"]),
+    granularity=st.sampled_from(Granularity),
+)
+
+
+@given(POLICIES)
+def test_a_policy_is_read_as_it_is_written(policy):
+    assert ps.Policy.parse(str(policy)) == policy
+    assert hash(ps.Policy.parse(str(policy))) == hash(policy)
+    assert ps.Policy.parse(policy) is policy
+
+
+@given(RULES)
+def test_a_rule_is_read_as_it_is_written(rule):
+    assert ps.Rule.parse(str(rule)) == rule
+
+
+def test_a_format_alone_means_everything_in_it():
+    policy = ps.Policy.parse("half")
+    assert policy == ps.Policy.uniform("fp16")
+    for role in PHASES:
+        assert getattr(policy, role).format == ("none" if role == "master_weights" else "fp16")
+    assert not policy.has_master
+    assert ps.Policy.uniform("fp16", master_weights="fp32").has_master
+    assert ps.Policy.parse("").activations.format == "fp32"
+
+
+def test_policies_are_values():
+    assert ps.Policy(weights="float16") == ps.Policy(weights=Precision("fp16"))
+    with pytest.raises(AttributeError):
+        ps.Policy().weights = "fp16"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fp61", "unknown format 'fp61': did you mean .*fp16"),
+        (
+            "weight=fp16",
+            "unknown policy entry 'weight=fp16': expected key=value with a key of .*'we",
+        ),
+        ("weights=fp16 bf16", "unknown policy entry 'bf16'"),
+        ("weights=fp16 weights=bf16", "'weights' came twice, as 'fp16' and 'bf16'"),
+        ("activations=none", "activations=none: only master_weights can be absent"),
+        ("initial_weights=none", "initial_weights=none"),
+        ("initial_weights=widest", "initial_weights=widest"),
+        ("arithmetic=slow", "unknown arithmetic 'slow': expected 'exact' or 'fast'"),
+        ("granularity=op", "unknown granularity 'op': expected one of kernel, primitive, torch"),
+        ("weights=fp64 arithmetic=fast", "fp64 does not fit float32"),
+        ("accumulator=fp64 arithmetic=fast", "fp64 does not fit float32"),
+        ("accumulator=fp32>fp64@8 arithmetic=fast", "fp64 does not fit float32"),
+        ("rule=op=sum,accumulator=fp64 arithmetic=fast", "fp64 does not fit float32"),
+        ("rule=op=sum,output=fp64 arithmetic=fast", "fp64 does not fit float32"),
+        ("accumulator=fp16:nearst", "unknown rounding 'nearst'"),
+        ("rule=matmul", "unknown rule entry 'matmul'"),
+        ("rule=ops=matmul", "unknown rule entry 'ops=matmul'"),
+        ("rule=op=matmul,op=sum", "rule entry 'op' came twice"),
+        ("rule=role=activation", "rule role=activation: expected a pattern for one of activations"),
+        ("rule=op=,output=fp16", "rule op='': expected no spaces"),
+        ("rule=op=sum,inputs=none", "inputs=none"),
+        ("rule=op=sum,output=fp61", "unknown format 'fp61'"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(text, message):
+    with pytest.raises(ValueError, match=message) as error:
+        ps.Policy.parse(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["op", "scope"])
+def test_a_pattern_that_could_not_be_read_back_is_refused(field):
+    for pattern in ("a b", "blocks.[0,1].*", "a\tb"):
+        with pytest.raises(ValueError, match=f"rule {field}=.*no spaces and no commas"):
+            ps.Rule(**{field: pattern})
+
+
+def decide(policy, op="add", kind="elementwise", role="activations", scope="blocks.0.fc1",
+           formats=("fp32", "fp32"), gradients=None):  # fmt: skip
+    operands = tuple(f and ps.format(f) for f in formats)
+    flags = gradients or (False,) * len(formats)
+    return ps.Policy.parse(policy).decide(op, kind, role, scope, operands, flags)
+
+
+@pytest.mark.parametrize("role", [r for r in PHASES if r != "master_weights"])
+def test_each_role_decides_about_its_own_tensors(role):
+    policy = str(ps.Policy(**{role: "fp16:up"}))
+    for other in PHASES:
+        if other != "master_weights":
+            decision = decide(policy, role=other)
+            assert (decision.format.name == "fp16") == (other == role)
+            assert (str(decision.output) == "fp16:up") == (other == role)
+            assert decision.casts == (None, None)
+
+
+def test_the_first_rule_that_matches_is_the_one():
+    policy = (
+        "rule=op=matmul,scope=blocks.*.fc1,output=fp16 rule=op=matmul,output=bf16 "
+        "rule=op=reduction,role=gradients,output=e5m2 rule=op=reduction,accumulator=fp16"
+    )
+    found = {
+        ("matmul", "matmul", "activations", "blocks.0.fc1"): "fp16",
+        ("matmul", "matmul", "activations", "blocks.10.fc1"): "fp16",
+        ("matmul", "matmul", "activations", "head"): "bf16",
+        ("linear", "matmul", "activations", "head"): "bf16",  # by its kind
+        ("sum", "reduction", "gradients", "head"): "e5m2",
+        ("sum", "reduction", "weight_gradients", "head"): "fp32",
+        ("add", "elementwise", "activations", "blocks.0.fc1"): "fp32",
+    }
+    for (op, kind, role, scope), fmt in found.items():
+        assert decide(policy, op, kind, role, scope).format == ps.format(fmt), (op, role, scope)
+
+
+def test_an_accumulator_is_the_rules_or_the_policys():
+    policy = "accumulator=bf16 rule=op=sum,accumulator=fp16 rule=op=matmul,output=fp16"
+    assert decide(policy, "sum", "reduction").accumulator == Accumulator("fp16")
+    assert decide(policy, "matmul", "matmul").accumulator == Accumulator("bf16")
+    assert decide("fp32").accumulator is None
+
+
+def test_operands_are_cast_where_their_format_differs_and_constants_never():
+    policy = "rule=op=matmul,inputs=e4m3:saturate,gradient_inputs=e5m2,output=bf16"
+    e4m3, e5m2 = Precision.parse("e4m3:saturate"), Precision.parse("e5m2")
+
+    def casts(*formats, gradients=None):
+        return decide(policy, "matmul", "matmul", formats=formats, gradients=gradients).casts
+
+    assert casts("fp32", "bf16") == (e4m3, e4m3)
+    assert casts("e4m3", "bf16") == (None, e4m3)
+    assert casts(None, "fp32") == (None, e4m3)
+    assert casts("fp32", "fp32", gradients=(True, False)) == (e5m2, e4m3)
+    assert casts("e5m2", "e5m2", gradients=(True, False)) == (None, e4m3)
+    only_inputs = policy.replace("gradient_inputs=e5m2,", "")
+    decision = decide(only_inputs, "matmul", "matmul", gradients=(True, False))
+    assert decision.casts == (e4m3, e4m3)
+
+
+def test_int8_operands_are_scaled_along_the_contraction_and_the_bias_not_at_all():
+    decision = decide(
+        "rule=op=matmul,inputs=int8:row,output=fp16", "linear", "matmul", formats=("fp32",) * 3
+    )
+    assert [c and c.format for c in decision.casts] == ["int8:row", "int8:column", None]
+    elementwise = decide("rule=op=add,inputs=int8:row,output=fp16")
+    assert [c and c.format for c in elementwise.casts] == ["int8:row", "int8:row"]
+
+
+def test_widest_follows_the_operands_after_their_casts():
+    policy = "activations=widest rule=op=matmul,inputs=fp16 rule=op=sum,inputs=widest"
+    assert decide(policy, formats=("bf16", "fp32")).format.name == "fp32"
+    assert decide(policy, formats=("bf16", None)).format.name == "bf16"
+    assert decide(policy, "matmul", "matmul", formats=("fp32", "fp32")).format.name == "fp16"
+    assert decide(policy, formats=(None, None)).format.name == "fp64"
+    assert decide(policy + " arithmetic=fast", formats=(None, None)).format.name == "fp32"
+    promoted = decide(policy, "sum", "reduction", formats=("fp16", "fp32"))
+    assert [c and c.format for c in promoted.casts] == ["widest", None]
+    with pytest.raises(ValueError, match="no format among fp16, bf16 holds all values"):
+        decide(policy, formats=("fp16", "bf16"))
+
+
+def test_decisions_are_remembered_for_exactly_what_they_were_made():
+    policy = ps.Policy.parse("activations=widest rule=scope=head,output=fp16")
+    operands = [(ps.format(a), ps.format(b)) for a in ("fp32", "bf16") for b in ("fp32", "bf16")]
+    for _ in range(2):
+        for scope in ("head", "body"):
+            for formats in operands:
+                found = policy.decide(
+                    "add", "elementwise", "activations", scope, formats, (False,) * 2
+                )
+                want = (
+                    "fp16"
+                    if scope == "head"
+                    else "fp32"
+                    if ps.format("fp32") in formats
+                    else "bf16"
+                )
+                assert found.format.name == want
+    assert ps.Policy.parse("activations=fp16").decide(
+        "add", "elementwise", "activations", "body", operands[0], (False, False)
+    ).format == ps.format("fp16")  # fmt: skip
+
+
+def test_a_rule_shows_in_the_numbers():
+    """A dot product of fp32 operands: e4m3 operands and a bf16 result, by rule; fp32 without."""
+    a, b = np.array([[1.06, 3.3]]), np.array([[1.06], [1.0]])
+    with ps.using("rule=op=matmul,scope=low,inputs=e4m3,output=bf16"):
+        left, right = ps.tensor(a), ps.tensor(b)
+        high = (left @ right).item()
+        with ps.scope("low"):
+            low = left @ right
+    assert (low.item(), low.format.name) == (1.0 * 1.0 + 3.25, "bf16")
+    assert high == float(np.float32(np.float32(1.06) ** 2 + np.float64(np.float32(3.3))))

@@ -309,6 +309,20 @@ def test_every_result_is_a_value_of_the_format(name, fmt, arithmetic):
             np.testing.assert_array_equal(ps.quantize(out.data, fmt), out.data)
 
 
+@pytest.mark.parametrize("observers", [(), (lambda event: None,)])
+@pytest.mark.parametrize("name", [n for n in SAMPLES if OPS[n].kind != "movement"])
+def test_no_op_writes_to_its_operands(name, observers):
+    """Results are rounded in place, so they must have memory of their own."""
+    for operands, params in SAMPLES[name]:
+        with ps.using("fp64"):
+            tensors = [ps.tensor(x) for x in operands]
+        with ps.using("e4m3", observers=observers):
+            out = call(name, tensors, params)
+        for tensor, x in zip(tensors, operands, strict=True):
+            np.testing.assert_array_equal(tensor.data, x)
+            assert not np.shares_memory(out.data, tensor.data)
+
+
 @pytest.mark.parametrize("name", [n for n in SAMPLES if OPS[n].kind == "movement"])
 def test_movement_rounds_nothing_and_is_no_event(name):
     events = []

@@ -128,7 +128,8 @@ class Policy:
     `accumulator` (None: as wide as the carrier) narrows the running sum inside matmuls and sums.
 
     `arithmetic="exact"` computes in float64 and rounds once: right for every format up to fp32, in
-    every rounding mode.  "fast" computes in float32: for + - * / sqrt still right for rounding to
+    every rounding mode, but for one case: of two addends more than 2^53 apart (possible from 8
+    exponent bits on) the smaller is lost before a directed mode can see its sign.  "fast" computes in float32: for + - * / sqrt still right for rounding to
     nearest with at most 11 significand bits (Figueroa 1995: 2p + 2 <= 24); directed and stochastic
     modes and tf32's subnormal products then see an operand that was rounded once already.
 

@@ -28,7 +28,8 @@ from precsim.nn.gpt import GPT, GPTConfig
 from precsim.observe.counters import Counters, OpCounts
 from precsim.recipes import RECIPES, Recipe, recipe
 from precsim.runs.config import TrainConfig
-from precsim.runs.train import Run, train
+from precsim.runs.run import open_run as open
+from precsim.runs.train import Run, resume, train
 
 __all__ = [
     "FORMATS",
@@ -56,11 +57,13 @@ __all__ = [
     "explain",
     "format",
     "functional",
+    "open",
     "ops",
     "optim",
     "prob_up",
     "quantize",
     "recipe",
+    "resume",
     "scaling",
     "scope",
     "tensor",

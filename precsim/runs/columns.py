@@ -26,7 +26,7 @@ _INTEGERS = {"step": "i4", "call": "i4", **dict.fromkeys(COUNTS, "i8")}
 _FLOATS = dict.fromkeys(("u", "amax", "amin", "square", "error"), "f8")
 _FIELDS = _INTEGERS | _FLOATS
 _NUMBERED = {"path": "paths", "format": "formats"}
-ROWS = (*_NUMBERED, *_FIELDS, "hash", "err_rel", "first_bin", "bins")
+ROWS = ("row", *_NUMBERED, *_FIELDS, "hash", "err_rel", "first_bin", "bins")
 """Columns with one value for each row."""
 
 
@@ -54,6 +54,7 @@ class Chunk:
             found = [numbers.setdefault(getattr(row, name), len(numbers)) for row in rows]
             columns[name] = np.array(found, "i4")
         self._sources = trace.sources | self._sources
+        columns["row"] = np.arange(len(rows), dtype="i4")
         columns["hash"] = np.array(trace.hashes, "u8")
         columns["err_rel"] = np.array(trace.errors, "f8")
         self._steps.append(columns | _trimmed([row.histogram for row in rows]))
@@ -93,6 +94,26 @@ def _stretch(histogram: npt.NDArray[np.int64] | None) -> tuple[int, npt.NDArray[
     return first, histogram[first : int(nonzero[-1]) + 1]
 
 
+def tensors_to_arrays(trace: StepTrace) -> Arrays:
+    """Return the whole results that a trace has, by number, with their paths and calls."""
+    rows = [trace.rows[number] for number in trace.tensors]
+    return {
+        "paths": np.array([row.path for row in rows], np.str_),
+        "calls": np.array([row.call for row in rows], "i4"),
+        **{f"{number:05d}": array for number, array in enumerate(trace.tensors.values())},
+    }
+
+
+def arrays_to_tensors(arrays: Arrays, op: str = "*") -> dict[tuple[str, int], npt.NDArray[Any]]:
+    """Return results by path and call, of the ops that a glob names."""
+    places = zip(arrays["paths"].tolist(), arrays["calls"].tolist(), strict=True)
+    return {
+        place: arrays[f"{number:05d}"]
+        for number, place in enumerate(places)
+        if matches(place[0], op)
+    }
+
+
 def check_chunk(chunk: Arrays, first: int, last: int) -> None:
     """Raise `DamagedError` if arrays are not a chunk of rows of the steps `first` to `last`."""
     wanted = {*ROWS, "histogram", *_NUMBERED.values(), "sources"}
@@ -129,9 +150,9 @@ class OpTable:
     """Rows of ops, as columns: ``table["flushed"]`` is an array with a value for each row.
 
     Columns are all counts of `OpCounts` and its shares, and path, role, scope, op, kind, phase,
-    source (file:line of the code that called the op), format, u, step, call, hash, amax, amin (inf
-    where all is zero), rms, err_rel (local error, NaN where it was not measured), err_u (the same
-    in units of u), and histogram, (rows, exponents from `LOWEST` up).
+    source (file:line of the code that called the op), format, u, step, row (within the step), call,
+    hash, amax, amin (inf where all is zero), rms, err_rel (local error, NaN where it was not
+    measured), err_u (the same in units of u), and histogram, (rows, exponents from `LOWEST` up).
     """
 
     def __init__(self, chunks: Sequence[Arrays]) -> None:
@@ -143,7 +164,7 @@ class OpTable:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns; "histogram", which has two axes, is not among them."""
-        return (*_NUMBERED, *_OF_PATH, "source", *_FIELDS, "hash", "err_rel", *_DERIVED)
+        return (*_NUMBERED, *_OF_PATH, "source", "row", *_FIELDS, "hash", "err_rel", *_DERIVED)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
         if name not in (*self.columns, "histogram"):
@@ -152,7 +173,7 @@ class OpTable:
         parts = [_column(chunk, name) for chunk in self._chunks]
         return np.concatenate(parts or [_column(Chunk().drain(), name)])
 
-    def where(self, *, steps: range | None = None, op: str | None = None, **wanted: str) -> OpTable:
+    def where(self, *, steps: range | None = None, op: str | None = None, **wanted: Any) -> OpTable:
         """Return the rows of some steps, of ops that a glob names, and with columns as `wanted`.
 
         ``op`` is matched as in `precsim.observe.trace.matches`; ``phase="backward"`` and the like
@@ -242,12 +263,17 @@ def _of_nonzero(part: str) -> Callable[[Arrays], npt.NDArray[np.float64]]:
     return lambda chunk: _share(chunk, part, chunk["n"] - chunk["zeros"])
 
 
+def _finite(chunk: Arrays) -> npt.NDArray[np.int64]:
+    finite: npt.NDArray[np.int64] = chunk["n"] - chunk["nonfinite_in"] - chunk["overflowed"]
+    return finite
+
+
 _DERIVED: dict[str, Callable[[Arrays], npt.NDArray[Any]]] = {
     "flushed_share": _of_nonzero("flushed"),
     "subnormal_share": _of_nonzero("subnormal"),
     "inexact_share": _of_nonzero("inexact"),
     "swamped_share": lambda chunk: _share(chunk, "swamped", chunk["updates"]),
-    "rms": lambda chunk: np.sqrt(_share(chunk, "square", chunk["n"])),
+    "rms": lambda chunk: np.sqrt(_share(chunk, "square", _finite(chunk))),
     "relative_error": lambda chunk: np.sqrt(_share(chunk, "error", chunk["square"])),
     "err_u": lambda chunk: _share(chunk, "err_rel", chunk["u"]),
 }

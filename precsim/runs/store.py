@@ -119,6 +119,15 @@ def read_bytes(folder: Path, entry: Entry) -> bytes:
     return data
 
 
+def is_intact(folder: Path, entry: Entry) -> bool:
+    """Return whether a file of the index is what was written."""
+    try:
+        read_bytes(folder, entry)
+    except DamagedError:
+        return False
+    return True
+
+
 def read_arrays(folder: Path, entry: Entry) -> Arrays:
     """Return the arrays in a file of the index; raise `DamagedError` if they are not those."""
     try:
@@ -133,8 +142,6 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in FOLDERS:
-            make_folder(folder / name)
         self.index = read_index(folder)
         self._steps = Appender(folder / STEPS)
         self._lines = Appender(folder / INDEX)
@@ -165,6 +172,7 @@ class Store:
         data = npz.pack(arrays, compress=compress)
         digest = sha256(data).hexdigest()
         entry = Entry(file, len(data), digest, first, last, drops, info)
+        make_folder((self.folder / file).parent)
         write_file(self.folder / file, data)
         self._steps.sync()  # no checkpoint is committed before the steps that led to it
         self._lines.append(encode_line(entry.to_dict()), sync=True)
@@ -178,15 +186,15 @@ class Store:
 def rewind(folder: Path, step: int, lines: int) -> None:
     """Make a directory what it was when the checkpoint of `step` had been written.
 
-    `lines` of steps.jsonl stay; entries about later steps go, and with them the files, as do files
-    that no line speaks of.
+    `lines` of steps.jsonl stay.  Entries about later steps go, and with them the files, as do files
+    that are damaged or that no line speaks of.
     """
     steps = read_file(folder / STEPS, LONGEST_FILE) if (folder / STEPS).exists() else b""
     kept_lines = b"".join(line + b"\n" for line in steps.split(b"\n")[:lines])
     if kept_lines != steps:
         write_file(folder / STEPS, kept_lines)
     index = read_index(folder)
-    kept = [e for e in index.entries.values() if e.last < step]
+    kept = [e for e in index.entries.values() if e.last < step and is_intact(folder, e)]
     data = b"".join(encode_line(e.to_dict()) for e in kept)
     if data != (read_file(folder / INDEX, LONGEST_FILE) if (folder / INDEX).exists() else b""):
         write_file(folder / INDEX, data)

@@ -1,0 +1,109 @@
+"""Fork: go on from a step of a recorded run under another config, in a directory of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from precsim.engine import ops
+from precsim.engine.context import Observer, current, using
+from precsim.engine.tensor import Tensor
+from precsim.runs.checkpoint import capture
+from precsim.runs.config import ConfigError, TrainConfig
+from precsim.runs.data import Corpus, load
+from precsim.runs.files import read_file
+from precsim.runs.lock import Lock
+from precsim.runs.loop import Listener, carry_on, state_before, surroundings
+from precsim.runs.manifest import read_manifest, write_manifest
+from precsim.runs.recorder import clear_folder
+from precsim.runs.recovery import find_corpus
+from precsim.runs.results import Run
+from precsim.runs.store import MANIFEST, Store
+from precsim.runs.trainer import Trainer, make_trainer
+
+
+def fork(
+    folder: Path,
+    at: int,
+    out: Path,
+    changes: Mapping[str, Any],
+    *,
+    force: bool = False,
+    corpus: Corpus | None = None,
+    on_step: Listener | None = None,
+    observers: tuple[Observer, ...] = (),
+) -> Run:
+    """Continue a run from before step `at` under a changed config, recording into `out`.
+
+    Weights and the optimizer's state are taken over, rounded into the formats of the new policy
+    where these differ; the loss scale is taken over unless `loss_scale` is changed, the state
+    unless `optimizer` is.  Without changes the fork's bits are the parent's.  The fork's steps are
+    numbered on from `at`; its manifest names the parent.
+
+    Raises `ConfigError` for changes that cannot be: unknown entries, a model of another size, a
+    text with other letters, no step left to run; `RunError` as `resume` and `train` do.
+    """
+    parent = read_manifest(folder)
+    config = parent.config.change(**changes)
+    if at >= config.steps:
+        msg = f"a fork at step {at} has nothing to run: the config has steps={config.steps}"
+        raise ConfigError(msg)
+    old_corpus = find_corpus(parent, corpus if config.data == parent.config.data else None)
+    new_corpus = old_corpus if config.data == parent.config.data else corpus or load(config.data)
+    _check_fits(parent.config, old_corpus, config, new_corpus)
+    old = state_before(folder, at, old_corpus)
+    with Lock(out):
+        clear_folder(out, force=force)
+        with surroundings(config):
+            new = make_trainer(config, new_corpus)
+            hand_over(old, new)
+        digest = sha256(read_file(folder / MANIFEST, 1 << 26)).hexdigest()
+        origin = {"path": str(folder.resolve()), "manifest": digest, "at": at,
+                  "changes": dict(changes)}  # fmt: skip
+        write_manifest(out, config, new_corpus, at, origin)
+        with Store(out) as store:
+            store.add(
+                f"ckpt/{at:06d}.npz", capture(new, at, {}), at, at - 1, trouble=None, died_at=None
+            )
+    return carry_on(out, corpus=new_corpus, on_step=on_step, observers=observers)
+
+
+def hand_over(old: Trainer, new: Trainer) -> None:
+    """Give a trainer the state of another, in its own policy's formats."""
+    policy = current().policy
+    stored = "master_weights" if policy.has_master else "weights"
+    for name, parameter in new.model.parameters.items():
+        taken = _rounded(old.model.parameters[name], stored, name)
+        parameter.data, parameter.format = taken.data, taken.format
+    if old.config.optimizer == new.config.optimizer:
+        new.optimizer.steps = old.optimizer.steps
+        new.optimizer.state = {
+            slot: {name: _rounded(state, "optimizer_state", name) for name, state in states.items()}
+            for slot, states in old.optimizer.state.items()
+        }
+    if old.config.loss_scale == new.config.loss_scale:
+        new.scaler = old.scaler
+
+
+def _rounded(tensor: Tensor, role: str, name: str) -> Tensor:
+    """Cast a tensor into the format of a role; one that has it stays as it is."""
+    wanted = getattr(current().policy, role)
+    with using(role=role, scope=name, taping=False):
+        return ops.cast(Tensor(tensor.data, tensor.format), to=wanted)
+
+
+def _check_fits(old: TrainConfig, old_corpus: Corpus, new: TrainConfig, new_corpus: Corpus) -> None:
+    if old_corpus.alphabet != new_corpus.alphabet:
+        msg = (
+            f"a fork keeps the model, and its letters: {new_corpus.name!r} has others than "
+            f"{old_corpus.name!r}"
+        )
+        raise ConfigError(msg)
+    size = new_corpus.vocabulary_size
+    if (before := old.model(size)) != (after := new.model(size)) and (
+        before.shapes() != after.shapes() or before.heads != after.heads
+    ):
+        msg = f"a fork keeps the model: it is {before}, and the changes ask for {after}"
+        raise ConfigError(msg)

@@ -1,0 +1,156 @@
+"""The training loop: step, look, keep, tell; for a run that is recorded, and one that is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from precsim.engine.context import Observer, using
+from precsim.observe.counters import OpCounts, total
+from precsim.observe.trace import Level, StepTrace, Tracer
+from precsim.runs.checkpoint import restore
+from precsim.runs.config import TrainConfig
+from precsim.runs.data import Corpus
+from precsim.runs.interrupt import Interruption
+from precsim.runs.lock import Lock
+from precsim.runs.manifest import Manifest, read_manifest
+from precsim.runs.recorder import Recorder
+from precsim.runs.recovery import (
+    Progress,
+    check_formats,
+    find_corpus,
+    progress,
+    warn_of_other_machine,
+)
+from precsim.runs.results import Run, StepRecord
+from precsim.runs.store import Store, require_run, rewind
+from precsim.runs.trainer import StepResult, Trainer, make_trainer
+
+Listener = Callable[[StepRecord, list[OpCounts]], None]
+"""Called after every step with its record and the counts of its ops (none at level "off")."""
+
+
+@contextmanager
+def surroundings(config: TrainConfig, observers: tuple[Observer, ...] = ()) -> Iterator[None]:
+    """Set the whole context that a run's bits depend on, wherever it is called from."""
+    with using(
+        config.policy, observers=observers, seed=config.seed, step=0,
+        role="activations", scope="", taping=True,
+    ):  # fmt: skip
+        yield
+
+
+def advance(
+    config: TrainConfig,
+    corpus: Corpus,
+    before: Progress | None = None,
+    *,
+    store: Store | None = None,
+    on_step: Listener | None = None,
+    observers: tuple[Observer, ...] = (),
+) -> Run:
+    """Train from where `before` stands to the end, recording into `store` if there is one."""
+    before = before or Progress()
+    recorded = store is not None
+    tracer = Tracer(Level.parse(config.observe), hashes=recorded)
+    watching: tuple[Observer, ...] = (
+        (tracer, *observers) if tracer.level.includes("counts") else observers
+    )
+    with surroundings(config, watching), Interruption(active=recorded) as interruption:
+        trainer = make_trainer(config, corpus)
+        if before.checkpoint is not None:
+            restore(trainer, before.checkpoint)
+        tracer.drain()  # the weights' first rounding belongs to no step
+        run = Run(
+            config, corpus, trainer.model,
+            before.records, before.counts, before.trouble, before.died_at,
+        )  # fmt: skip
+        recorder = Recorder(store, run, trainer, before.start, interruption) if store else None
+        for record, trace in _steps(run, trainer, tracer, before.start):
+            if on_step is not None:
+                on_step(record, trace.rows)
+            if recorder is not None:
+                recorder.step(record, trace)
+    return run
+
+
+def _steps(
+    run: Run, trainer: Trainer, tracer: Tracer, start: int
+) -> Iterator[tuple[StepRecord, StepTrace]]:
+    """Do one step after the other until the last, or until the weights are no longer finite."""
+    for step in range(start, run.config.steps):
+        if run.died_at is not None:
+            return
+        with using(step=step):
+            result = trainer.step(step)
+        trace = tracer.drain()
+        record = make_record(trainer, step, result, trace)
+        run.note(record, trace.rows, trainer.policy)
+        if not trainer.alive():
+            run.died_at = step
+        yield record, trace
+
+
+def make_record(trainer: Trainer, step: int, result: StepResult, trace: StepTrace) -> StepRecord:
+    """Return the record of a step that the trainer has just done."""
+    config = trainer.config
+    last = step + 1 == config.steps
+    evaluate = last or (step + 1) % config.eval_every == 0
+    rows = trace.rows
+    return StepRecord(
+        step=step,
+        loss=result.loss,
+        valid_loss=trainer.valid_loss(step) if evaluate else None,
+        lr=result.lr,
+        scale=result.scale,
+        skipped=result.skipped,
+        grad_norm=result.grad_norm,
+        flushed=total(rows, phase="backward").flushed_share if rows else float("nan"),
+        lost_updates=total(rows, op="apply_update").swamped_share if rows else float("nan"),
+    )
+
+
+def carry_on(
+    folder: Path,
+    *,
+    corpus: Corpus | None = None,
+    on_step: Listener | None = None,
+    observers: tuple[Observer, ...] = (),
+) -> Run:
+    """Continue the run in a directory; see `precsim.runs.train.resume`."""
+    require_run(folder)
+    with Lock(folder):
+        manifest = read_manifest(folder)
+        corpus = _ready(manifest, corpus)
+        before = progress(folder, manifest)
+        rewind(folder, before.start, len(before.records))
+        with Store(folder) as store:
+            return advance(
+                manifest.config, corpus, before,
+                store=store, on_step=on_step, observers=observers,
+            )  # fmt: skip
+
+
+def _ready(manifest: Manifest, corpus: Corpus | None) -> Corpus:
+    check_formats(manifest)
+    warn_of_other_machine(manifest)
+    return find_corpus(manifest, corpus)
+
+
+def state_before(folder: Path, step: int, corpus: Corpus | None = None) -> Trainer:
+    """Return a trainer that stands before `step` of a recorded run, computed from a checkpoint.
+
+    Raises `RunError` for a step that the run has not reached.
+    """
+    manifest = read_manifest(folder)
+    corpus = _ready(manifest, corpus)
+    before = progress(folder, manifest, most=step)
+    with surroundings(manifest.config):
+        trainer = make_trainer(manifest.config, corpus)
+        if before.checkpoint is not None:
+            restore(trainer, before.checkpoint)
+        for earlier in range(before.start, step):
+            with using(step=earlier):
+                trainer.step(earlier)
+    return trainer

@@ -1,0 +1,156 @@
+"""What a run comes to: a record of each step, the counts of its ops, the first trouble, the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from precsim.engine.context import using
+from precsim.engine.policy import Policy
+from precsim.formats.modes import Rounding
+from precsim.nn.gpt import GPT
+from precsim.observe.counters import OpCounts
+from precsim.runs.config import TrainConfig
+from precsim.runs.data import Corpus, DataError
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step did.  Losses are means in nats; `scale` is the loss scale that the step used.
+
+    `skipped`: the scaler found a gradient that is not finite.  `flushed`: share of the nonzero
+    results of backward ops that became zero.  `lost_updates`: share of the nonzero weight updates
+    that changed nothing; both NaN where no op was observed.  `valid_loss` is None on the steps
+    between evaluations.
+    """
+
+    step: int
+    loss: float
+    valid_loss: float | None
+    lr: float
+    scale: float
+    skipped: bool
+    grad_norm: float
+    flushed: float
+    lost_updates: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> StepRecord:
+        """Read what `to_dict` gave, with NaN and infinities spelled as text.
+
+        Raises `ValueError` for other entries, or values that are no numbers.
+        """
+        kinds = {f.name: str(f.type) for f in fields(cls)}
+        if entry.keys() != kinds.keys():
+            msg = f"expected the entries {', '.join(kinds)}; got {', '.join(entry)}"
+            raise ValueError(msg)
+        values: dict[str, Any] = {
+            name: float(value) if kinds[name].startswith("float") and value is not None else value
+            for name, value in entry.items()
+        }
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """The first op whose rounding did harm, and what kind."""
+
+    step: int
+    path: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path} at step {self.step}: {self.what}"
+
+
+@dataclass
+class Run:
+    """A finished (or interrupted) run: its config, its records, its model."""
+
+    config: TrainConfig
+    corpus: Corpus
+    model: GPT
+    records: list[StepRecord] = field(default_factory=list)
+    counts: dict[str, OpCounts] = field(default_factory=dict)
+    trouble: Trouble | None = None
+    died_at: int | None = None
+
+    def note(self, record: StepRecord, rows: list[OpCounts], policy: Policy) -> None:
+        """Take in what one more step did."""
+        self.records.append(record)
+        for row in rows:
+            self.counts.setdefault(row.role, OpCounts(role=row.role, phase=row.phase)).add(row)
+        if self.trouble is None:
+            self.trouble = first_trouble(rows, policy, skipped=record.skipped)
+
+    @property
+    def steps(self) -> dict[str, np.ndarray]:
+        """The records as columns: ``run.steps["loss"]`` (None becomes NaN)."""
+        names = StepRecord.__dataclass_fields__
+        return {
+            name: np.array([getattr(r, name) for r in self.records], dtype=float)
+            if name != "skipped"
+            else np.array([r.skipped for r in self.records])
+            for name in names
+        }
+
+    def final_loss(self, last: int = 20) -> float:
+        """Return the mean training loss of the last steps; NaN once the weights are destroyed."""
+        return float(np.mean([r.loss for r in self.records[-last:]])) if self.records else np.nan
+
+    def valid_loss(self) -> float:
+        """Return the last validation loss; NaN once the weights are destroyed."""
+        measured = [r.valid_loss for r in self.records if r.valid_loss is not None]
+        return measured[-1] if measured else float("nan")
+
+    def sample(self, length: int = 80, temperature: float = 0.7, prompt: str = "") -> str:
+        """Return the text with which the model goes on after `prompt`.
+
+        No prompt means the first bytes of the validation text.  Raises `DataError` for a prompt
+        with a byte that the text does not have.
+        """
+        ids = np.array([self.corpus.alphabet.find(byte) for byte in prompt.encode()], np.int64)
+        if (ids < 0).any():
+            msg = f"the prompt {prompt!r} has letters that {self.corpus.name!r} has not"
+            raise DataError(msg)
+        if not len(ids):
+            ids = self.corpus.valid[:16].astype(np.int64)
+        with using(self.config.policy, seed=self.config.seed):
+            tokens = self.model.generate(ids, length, self.config.seed, temperature)
+        return self.corpus.decode(tokens[len(ids) :])
+
+
+def first_trouble(rows: list[OpCounts], policy: Policy, *, skipped: bool = False) -> Trouble | None:
+    """Return the first op of a step whose rounding did harm, or None.
+
+    Passed over: overflow in the backward pass of a step that the scaler skipped, which is how it
+    finds its scale; what stochastic rounding flushes or loses, which comes back on average; and ops
+    that make less than 1 % of their role's values (a bias, a norm's gain): true, but not decisive.
+    """
+    sizes: Counter[str] = Counter()
+    for row in rows:
+        sizes[row.role] += row.n
+    for row in rows:
+        if row.overflowed and not (skipped and row.phase == "backward"):
+            return Trouble(row.step, row.path, f"{row.overflowed} of {row.n} overflowed")
+        by_chance = getattr(policy, row.role).rounding is Rounding.STOCHASTIC
+        if not by_chance and row.n >= sizes[row.role] / 100 and (what := _loss_of_most(row)):
+            return Trouble(row.step, row.path, what)
+    return None
+
+
+def _loss_of_most(row: OpCounts) -> str:
+    """Say whether rounding took most of an op's results, or most of the updates."""
+    if row.flushed_share > 0.5:
+        return f"{row.flushed_share:.0%} flushed to zero"
+    if row.swamped_share > 0.5:
+        return f"{row.swamped_share:.0%} of the updates lost"
+    return ""

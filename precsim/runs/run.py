@@ -1,0 +1,205 @@
+"""A recorded run, read from its directory: lazily, checked, and safely while it is being written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from precsim.engine.context import Observer
+from precsim.nn.gpt import GPT
+from precsim.observe.counters import OpCounts
+from precsim.observe.trace import Level
+from precsim.runs.checkpoint import totals
+from precsim.runs.columns import OpTable, arrays_to_tensors, check_chunk
+from precsim.runs.data import Corpus
+from precsim.runs.files import DamagedError, RunError
+from precsim.runs.fork import fork
+from precsim.runs.loop import Listener, state_before
+from precsim.runs.manifest import Manifest, read_manifest
+from precsim.runs.recorder import kept_every
+from precsim.runs.recovery import find_corpus, read_steps
+from precsim.runs.replay import Replay, replay
+from precsim.runs.results import Run, StepRecord, Trouble
+from precsim.runs.store import STEPS, Entry, Index, read_arrays, read_index
+from precsim.runs.trainer import Trainer
+
+
+def open_run(path: str | os.PathLike[str]) -> StoredRun:
+    """Return the run in a directory; nothing but its manifest is read before it is asked for.
+
+    Raises `RunError` where there is none, or one of another version; `DamagedError`, here or
+    later, for a file that is not what was written.
+    """
+    return StoredRun(Path(path))
+
+
+class StoredRun(Run):
+    """A run and its directory, `path`.  What was read stays; open it again to see what is new.
+
+    Everything that `Run` has, and the ops (`ops`), whole results (`tensors`), the state before any
+    step (`at`), replays and forks.  `counts`, `trouble`, `died_at` and `model` are those of the last
+    checkpoint.  Reading raises `DamagedError` for a file that is not what was written.
+    """
+
+    def __init__(self, path: Path, known: Run | None = None) -> None:
+        """Open `path`; what a run in memory knows already need not be read."""
+        self.path = path
+        self.manifest: Manifest = read_manifest(path)
+        self.config = self.manifest.config
+        info = (self._saved.info if self._saved else None) or {}
+        self.trouble = Trouble(**info["trouble"]) if info.get("trouble") else None
+        self.died_at = info.get("died_at")
+        for name in _READERS if known else ():
+            setattr(self, name, getattr(known, name))
+
+    def __getattr__(self, name: str) -> Any:
+        """Read what has not been asked for before: the text, the records, the counts, the model."""
+        if name not in _READERS:
+            msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(msg)
+        value = _READERS[name](self)
+        setattr(self, name, value)
+        return value
+
+    def __repr__(self) -> str:
+        reached = self.manifest.start + len(self.records)
+        return f"StoredRun({str(self.path)!r}, steps {self.manifest.start} to {reached - 1})"
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """The steps that a checkpoint stands before."""
+        return [entry.first for entry in self._index.of("ckpt")]
+
+    def ops(
+        self, step: int | slice | range | None = None, op: str | None = None, **wanted: Any
+    ) -> OpTable:
+        """Return what the ops of a step, some steps or all of them did, as columns.
+
+        `op` is a glob for path, scope or op ("gradients/*", "blocks.0.*", "matmul"); ``phase=``,
+        ``role=``, ``format=`` and the like compare whole words.
+        Raises `RunError` for one step whose ops are not in the trace: not run, not watched, not
+        written yet, or thinned out.
+        """
+        steps = self._range(step)
+        chunks = []
+        for entry in self._index.of("ops"):
+            if steps is None or any(entry.first <= s <= entry.last for s in steps):
+                chunk = read_arrays(self.path, entry)
+                check_chunk(chunk, entry.first, entry.last)
+                chunks.append(chunk)
+        table = OpTable(chunks).where(steps=steps)
+        if isinstance(step, int) and not len(table):
+            raise RunError(self._why_no_ops(step))
+        return table.where(op=op, **wanted)
+
+    def tensors(self, step: int, op: str = "*") -> dict[tuple[str, int], npt.NDArray[Any]]:
+        """Return whole results by (path, call), of a run recorded with observe=tensors:PATTERN.
+
+        Raises `RunError` where none of that step were recorded; `replay` has them all.
+        """
+        for entry in self._index.of("tensors"):
+            if entry.first == step:
+                return arrays_to_tensors(read_arrays(self.path, entry), op)
+        msg = f"{self.path} has no tensors of step {step}: try run.replay({step}, op={op!r}).events"
+        raise RunError(msg)
+
+    def at(self, step: int) -> Trainer:
+        """Return a trainer with model, optimizer and loss scale as they were before a step."""
+        reached = self.manifest.start + len(self.records)
+        if not self.manifest.start <= step <= reached:
+            msg = f"{self.path} has no state before step {step}: it has {self.manifest.start} to {reached}"
+            raise RunError(msg)
+        return state_before(self.path, step, self.corpus)
+
+    def replay(
+        self,
+        step: int,
+        op: str | None = None,
+        *,
+        observe: str = "shadow",
+        observers: tuple[Observer, ...] = (),
+        verify: bool = True,
+    ) -> Replay:
+        """Run a step again, to the bit; see `precsim.runs.replay.replay`."""
+        return replay(
+            self.path, step, op,
+            observe=observe, observers=observers, verify=verify, corpus=self.corpus,
+        )  # fmt: skip
+
+    def fork(
+        self,
+        at: int,
+        out: str | os.PathLike[str],
+        *,
+        force: bool = False,
+        corpus: Corpus | None = None,
+        on_step: Listener | None = None,
+        observers: tuple[Observer, ...] = (),
+        **changes: Any,
+    ) -> StoredRun:
+        """Go on from before step `at` under another config; see `precsim.runs.fork.fork`."""
+        run = fork(
+            self.path, at, Path(out), changes,
+            force=force, corpus=corpus, on_step=on_step, observers=observers,
+        )  # fmt: skip
+        return StoredRun(Path(out), run)
+
+    def _read_corpus(self) -> Corpus:
+        return find_corpus(self.manifest)
+
+    def _read_records(self) -> list[StepRecord]:
+        """Read steps.jsonl; a line that a crash cut off is left out."""
+        steps = read_steps(self.path, self.manifest.start)
+        saved = self._saved.first if self._saved else self.manifest.start
+        if steps.damage or self.manifest.start + len(steps.records) < saved:
+            what = steps.damage or f"{STEPS} ends before step {saved}, where a checkpoint is"
+            msg = f"{self.path}: {what}; `precsim resume` computes it again"
+            raise DamagedError(msg)
+        return steps.records
+
+    def _read_counts(self) -> dict[str, OpCounts]:
+        return totals(read_arrays(self.path, self._saved)) if self._saved else {}
+
+    def _read_model(self) -> GPT:
+        return self.at(self._saved.first if self._saved else self.manifest.start).model
+
+    @property
+    def _index(self) -> Index:
+        """The index as it is now: a running run adds to it, and thins."""
+        return read_index(self.path)
+
+    @cached_property
+    def _saved(self) -> Entry | None:
+        entries = self._index.of("ckpt")
+        return entries[-1] if entries else None
+
+    def _range(self, step: int | slice | range | None) -> range | None:
+        if isinstance(step, slice):
+            return range(*step.indices(self.config.steps))
+        return range(step, step + 1) if isinstance(step, int) else step
+
+    def _why_no_ops(self, step: int) -> str:
+        reached = self.manifest.start + len(self.records)
+        if not self.manifest.start <= step < reached:
+            return f"{self.path} has no step {step}: it has {self.manifest.start} to {reached - 1}"
+        if not Level.parse(self.config.observe).includes("counts"):
+            why = "the run was recorded with observe=off"
+        else:
+            thinned = [kept_every(e) for e in self._index.of("ops") if e.first <= step <= e.last]
+            why = "its ops are written with the next checkpoint"
+            if thinned:
+                why = f"max_trace left the ops of every {thinned[0]}th step only"
+        return f"no ops of step {step} in {self.path}: {why}; run.replay({step}).ops computes them"
+
+
+_READERS: dict[str, Callable[[StoredRun], Any]] = {
+    "corpus": StoredRun._read_corpus,
+    "records": StoredRun._read_records,
+    "counts": StoredRun._read_counts,
+    "model": StoredRun._read_model,
+}

@@ -19,6 +19,7 @@ from precsim.formats.codes import decode, encode
 from precsim.formats.explain import explain
 from precsim.formats.format import Format
 from precsim.formats.modes import Stochastic
+from precsim.formats.profiles import PROFILES, Profile
 from precsim.formats.quantize import quantize
 from precsim.formats.registry import FORMATS, format
 from precsim.formats.scaled import Scaled
@@ -34,6 +35,7 @@ from precsim.runs.train import Run, resume, train
 __all__ = [
     "FORMATS",
     "GPT",
+    "PROFILES",
     "RECIPES",
     "Accumulator",
     "Context",
@@ -43,6 +45,7 @@ __all__ = [
     "OpCounts",
     "Policy",
     "Precision",
+    "Profile",
     "Recipe",
     "Rule",
     "Run",

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from precsim.formats.arrays import Array, array_module, as_float
 from precsim.formats.format import Format, Specials
 from precsim.formats.modes import Mode, Overflow, Rounding
-from precsim.formats.quantize import quantize, scale_of
+from precsim.formats.profiles import Cast, Profile, nan_codes, round_as
+from precsim.formats.quantize import cast_of, quantize, scale_of
 from precsim.formats.registry import AnyFormat, element_of, format
 from precsim.formats.scaled import Scaled
 
@@ -33,18 +34,22 @@ def encode(
     rounding: str | Mode = Rounding.NEAREST,
     overflow: str | Overflow | None = None,
     random: Array | np.random.Generator | int | None = None,
+    profile: str | Profile | None = None,
 ) -> Any:
     """Round x as `quantize` does and return the codes of the result, in `code_dtype(fmt)`.
 
     Every NaN, whatever its sign and payload, becomes the one canonical code: positive and quiet
     with an empty payload (e5m2 0x7e, fp16 0x7e00), all ones where that is the only NaN (e4m3 0x7f,
-    e8m0 0xff), 0x80 in the FNUZ formats.  Infinities, overflow, NaN in formats without one, and -0
-    follow `quantize`.  Integers are two's complement codes (int8: -1 is 0xff).
+    e8m0 0xff), 0x80 in the FNUZ formats; with a `profile` its code is the library's.  Infinities,
+    overflow, NaN in formats without one, and -0 follow `quantize`.  Integers are two's complement
+    codes (int8: -1 is 0xff).
 
     x: any shape; the codes have the same.  For a scaled format the answer is a pair
     ``(codes, scales)``, with `scales` broadcastable against x.  Raises as `quantize` does.
     """
     fmt = format(fmt)
+    if profile is not None:
+        return _codes_as(as_float(x), element_of(fmt), cast_of(fmt, profile, rounding, overflow))
     if isinstance(fmt, Format):
         return _codes(quantize(x, fmt, rounding, overflow, random), fmt)
     values = as_float(x)
@@ -85,6 +90,18 @@ def decode(
         if scales is not None:
             values *= array_module(values).asarray(scales, dtype)
     return values[()]
+
+
+def _codes_as(x: Array, fmt: Format, cast: Cast) -> Array:
+    """Return the codes that a library gives, those of its NaN included."""
+    xp = array_module(x)
+    source = xp.asarray(x, order="C")
+    values = xp.empty_like(source)
+    round_as(source, values, fmt, cast)
+    codes = _codes(values, fmt)
+    if fmt.has_nan:
+        codes = xp.where(xp.isnan(values), nan_codes(source, fmt, cast), codes)
+    return codes.astype(code_dtype(fmt))[()]
 
 
 def _codes(values: Array, fmt: Format) -> Array:

@@ -10,7 +10,9 @@ import numpy.typing as npt
 from precsim.formats.arrays import Array, array_module, as_float
 from precsim.formats.kernels import round_into
 from precsim.formats.modes import Mode, Overflow, Rounding, rounding_mode, stochastic
-from precsim.formats.registry import AnyFormat, format
+from precsim.formats.profiles import Cast, Profile, round_as
+from precsim.formats.profiles import profile as find_profile
+from precsim.formats.registry import AnyFormat, element_of, format
 from precsim.formats.scaled import Scaled
 
 
@@ -21,6 +23,7 @@ def quantize(
     overflow: str | Overflow | None = None,
     random: Array | np.random.Generator | int | None = None,
     out: Array | None = None,
+    profile: str | Profile | None = None,
 ) -> Array:
     """Round every element of x to a value of the format; the result keeps x's float dtype.
 
@@ -35,8 +38,12 @@ def quantize(
     (w + 1/2) / 2^32, and x goes up iff that is less than its distance from the lower neighbour,
     in units of the gap), or a NumPy Generator or an integer seed to draw them from.
 
-    Raises `ValueError` for an unknown format, rounding or overflow, for a format that x's dtype
-    cannot carry (fp64 in float32), and for stochastic rounding without `random`.
+    `profile` ("ocp", "ocp-saturate", "ml_dtypes", "torch-2.13", "transformer-engine", "torchao")
+    does as that library does in all of this, mistakes included (see `precsim.formats.profiles`).
+
+    Raises `ValueError` for an unknown format, rounding, overflow or profile, for a format that x's
+    dtype cannot carry (fp64 in float32), for stochastic rounding without `random`, and for a profile
+    that does not know the format, or together with a rounding or an overflow.
     """
     fmt = format(fmt)
     mode, beyond = _modes(fmt, rounding, overflow)
@@ -51,7 +58,9 @@ def quantize(
         )
         raise ValueError(msg)
     words = _random_words(x, random) if stochastic(mode) else None
-    if isinstance(fmt, Scaled):
+    if profile is not None:
+        round_as(source, target, element_of(fmt), cast_of(fmt, profile, mode, overflow))
+    elif isinstance(fmt, Scaled):
         scale = scale_of(source, fmt)
         with np.errstate(all="ignore"):
             xp.divide(source, scale, out=target)
@@ -60,6 +69,17 @@ def quantize(
     else:
         round_into(source, target, fmt, mode, beyond, words)
     return target if target.ndim or out is not None else target[()]
+
+
+def cast_of(
+    fmt: AnyFormat, profile: str | Profile, rounding: str | Mode, overflow: str | Overflow | None
+) -> Cast:
+    """Return how the library rounds to a format; raise where another argument contradicts it."""
+    found = find_profile(profile)
+    if rounding_mode(rounding) is not Rounding.NEAREST or overflow is not None:
+        msg = f"profile {found.name!r} decides on rounding and overflow: expected neither beside it"
+        raise ValueError(msg)
+    return found.cast(fmt)
 
 
 def scale_of(x: Array, fmt: Scaled) -> Array:

@@ -14,7 +14,7 @@ from precsim.engine.context import Context, current, scope, using
 from precsim.engine.policy import Policy, Rule
 from precsim.engine.precision import Accumulator, Precision
 from precsim.engine.tensor import Tensor, tensor
-from precsim.formats import exact
+from precsim.formats import arithmetic, exact
 from precsim.formats.codes import decode, encode
 from precsim.formats.explain import explain
 from precsim.formats.format import Format
@@ -53,6 +53,7 @@ __all__ = [
     "Stochastic",
     "Tensor",
     "TrainConfig",
+    "arithmetic",
     "current",
     "decode",
     "encode",

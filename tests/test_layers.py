@@ -15,7 +15,7 @@ FILES = {
 }
 
 PARTS = (
-    "formats", "testing", "backend", "engine", "nn", "observe",
+    "formats", "testing", "proofs", "backend", "engine", "nn", "observe",
     "recipes", "runs", "analyse", "show", "lesson", "cli", "__main__",
 )  # fmt: skip
 

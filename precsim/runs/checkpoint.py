@@ -67,7 +67,10 @@ def restore(trainer: Trainer, arrays: Arrays) -> None:
 
 
 def _tensors(trainer: Trainer, arrays: Arrays) -> dict[str, Tensor]:
-    """Return the stored tensors by name, on the trainer's device, checked against its model."""
+    """Return the stored tensors by name, on the trainer's device, checked against its model.
+
+    An optimizer's state may have any shape; a weight has its own.
+    """
     shapes = {name: parameter.shape for name, parameter in trainer.model.parameters.items()}
     some = next(iter(trainer.model.parameters.values()))
     xp = array_module(some.data)

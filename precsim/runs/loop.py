@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from precsim.engine.context import Observer, using
+from precsim.nn.scaling import LossScaleError
 from precsim.observe.counters import OpCounts, total
 from precsim.observe.trace import Level, StepTrace, Tracer
 from precsim.runs.checkpoint import restore
@@ -23,7 +24,7 @@ from precsim.runs.recovery import (
     progress,
     warn_of_other_machine,
 )
-from precsim.runs.results import Run, StepRecord
+from precsim.runs.results import Run, StepRecord, Trouble
 from precsim.runs.store import Store, require_run, rewind
 from precsim.runs.trainer import StepResult, Trainer, make_trainer
 
@@ -72,18 +73,24 @@ def advance(
                 on_step(record, trace.rows)
             if recorder is not None:
                 recorder.step(record, trace)
+        if recorder is not None:
+            recorder.finish()
     return run
 
 
 def _steps(
     run: Run, trainer: Trainer, tracer: Tracer, start: int
 ) -> Iterator[tuple[StepRecord, StepTrace]]:
-    """Do one step after the other until the last, or until the weights are no longer finite."""
+    """Do one step after the other until the last, or one after which there is no going on."""
     for step in range(start, run.config.steps):
         if run.died_at is not None:
             return
-        with using(step=step):
-            result = trainer.step(step)
+        try:
+            with using(step=step):
+                result = trainer.step(step)
+        except LossScaleError as error:
+            run.died_at, run.trouble = step, Trouble(step, "loss scale", str(error))
+            return
         trace = tracer.drain()
         record = make_record(trainer, step, result, trace)
         run.note(record, trace.rows, trainer.policy)

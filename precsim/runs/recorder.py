@@ -59,11 +59,10 @@ class Recorder:
         self._trainer = trainer
         self._interruption = interruption
         self._chunk = Chunk()
-        self._first = start
-        self._saved: int | None = None
-        if any(entry.first == start for entry in store.index.of("ckpt")):
-            self._saved = start
-        else:
+        self._first = self._next = start
+        found = [entry for entry in store.index.of("ckpt") if entry.first == start]
+        self._saved = _end_of(found[0]) if found else None
+        if self._saved is None:
             self._commit(start)
 
     def step(self, record: StepRecord, trace: StepTrace) -> None:
@@ -75,11 +74,17 @@ class Recorder:
                 arrays = tensors_to_arrays(trace)
                 self._store.add(f"tensors/{step:06d}.npz", arrays, step, step, compress=False)
         self._chunk.add(trace)
-        over = run.died_at is not None or step + 1 == run.config.steps
-        if over or self._interruption.requested or (step + 1) % run.config.checkpoint_every == 0:
-            self._commit(step + 1)
-        if self._interruption.requested and not over:
-            raise Interrupted(self._store.folder, step + 1)
+        self._next = step + 1
+        stop = self._interruption.requested
+        if stop or self._next % run.config.checkpoint_every == 0:
+            self._commit(self._next)
+        if stop and run.died_at is None and self._next < run.config.steps:
+            raise Interrupted(self._store.folder, self._next)
+
+    def finish(self) -> None:
+        """See to it that there is a checkpoint of the run's end, which says how it ended."""
+        if self._saved != (self._next, self._run.died_at):
+            self._commit(self._next)
 
     def _commit(self, step: int) -> None:
         """Write the ops since the last time and a checkpoint of the state before `step`."""
@@ -89,7 +94,7 @@ class Recorder:
                 name = f"ops/{self._first:06d}-{step - 1:06d}.npz"
                 self._store.add(name, self._chunk.drain(), self._first, step - 1)
             drops = _make_room(self._store, run.config.max_trace)
-            self._store.add(
+            entry = self._store.add(
                 f"ckpt/{step:06d}.npz",
                 capture(self._trainer, step, run.counts),
                 step,
@@ -98,7 +103,7 @@ class Recorder:
                 trouble=asdict(run.trouble) if run.trouble else None,
                 died_at=run.died_at,
             )
-        self._first = self._saved = step
+        self._first, self._saved = step, _end_of(entry)
 
     @contextmanager
     def _resumable(self) -> Iterator[None]:
@@ -106,9 +111,13 @@ class Recorder:
             yield
         except DiskFullError as error:
             folder = self._store.folder
-            kept = "nothing" if self._saved is None else f"all before step {self._saved}"
+            kept = "nothing" if self._saved is None else f"all before step {self._saved[0]}"
             msg = f"{error}: {kept} is kept; make room, then `precsim resume {folder}`"
             raise DiskFullError(msg) from error
+
+
+def _end_of(entry: Entry) -> tuple[int, int | None]:
+    return entry.first, (entry.info or {}).get("died_at")
 
 
 def _make_room(store: Store, limit: int) -> tuple[str, ...]:

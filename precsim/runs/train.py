@@ -47,8 +47,8 @@ def train(
     there as `precsim.open` does.
 
     Raises `ConfigError`, `DataError` or `RunError` where the run cannot start.  A run whose weights
-    are no longer finite stops and says at which step (`died_at`).  Of a recorded run, the first
-    Ctrl-C finishes the step, saves and raises `Interrupted`.
+    are no longer finite, or whose loss scaler gives up, stops and says at which step (`died_at`).
+    Of a recorded run, the first Ctrl-C finishes the step, saves and raises `Interrupted`.
     """
     if not observe:
         config = config.change(observe="off")

@@ -10,10 +10,10 @@ import numpy as np
 from precsim.engine import ops
 from precsim.engine.context import using
 from precsim.engine.policy import Policy
-from precsim.formats.quantize import quantize
 from precsim.nn import optim, scaling
 from precsim.nn.gpt import GPT
 from precsim.nn.optim import Tensors
+from precsim.nn.optim8bit import AdamW8bit
 from precsim.runs.config import TrainConfig
 from precsim.runs.data import Batches, Corpus
 
@@ -41,10 +41,9 @@ class Trainer:
         self.optimizer = make_optimizer(config, model.parameters)
 
     def step(self, step: int) -> StepResult:
-        """Do one update; the order is scale, backward, check, unscale, clip, step, adjust.
+        """Do one update; the order is scale, backward, unscale and check, clip, step, adjust.
 
-        The check comes before the unscaling, as in PyTorch's GradScaler: what overflows only when
-        it is divided by a scale below 1 is not seen, and not skipped.
+        Raises `scaling.LossScaleError` where the scaler gives up; then nothing has been updated.
         """
         config = self.config
         peak = config.lr
@@ -53,8 +52,7 @@ class Trainer:
             lr = optim.learning_rate(step, config.steps, peak, config.warmup, floor=0.1)
         loss, gradients = self._gradients(step)
         scale = self.scaler.scale
-        finite = optim.all_finite(gradients)
-        gradients = optim.multiply(gradients, _unscaling(config, scale))
+        gradients, finite = scaling.unscale(self.scaler, gradients, config.micro_batches)
         norm = optim.norm(gradients)
         if config.clip:
             gradients = optim.clip(gradients, config.clip)
@@ -108,21 +106,12 @@ def make_trainer(config: TrainConfig, corpus: Corpus) -> Trainer:
 
 def make_optimizer(config: TrainConfig, parameters: Tensors) -> optim.Optimizer:
     """Return the optimizer that the config names."""
+    lr, decay, kahan = config.lr, config.weight_decay, config.weights_update == "kahan"
     if config.optimizer == "sgd":
-        return optim.SGD(parameters, config.lr, config.momentum, config.weight_decay)
-    betas = (config.beta1, config.beta2)
-    return optim.AdamW(parameters, config.lr, betas, config.eps, config.weight_decay)
+        return optim.SGD(parameters, lr, config.momentum, decay, kahan=kahan)
+    make = AdamW8bit if config.optimizer == "adamw8bit" else optim.AdamW
+    return make(parameters, lr, (config.beta1, config.beta2), config.eps, decay, kahan=kahan)
 
 
 def _times(x: Any, factor: float) -> Any:
     return x if factor == 1 else ops.mul(x, factor)
-
-
-def _unscaling(config: TrainConfig, scale: float) -> float:
-    """Return what brings the gradients back: 1/scale, times the micro-batches not computed.
-
-    The inverse is a float32 number, as in PyTorch's GradScaler: from a scale of 2^-128 on it is
-    infinite, and the gradients with it (NaN where they are zero).
-    """
-    inverse = float(quantize(1 / scale, "fp32")) if scale else float("inf")
-    return config.micro_batches * inverse

@@ -165,6 +165,9 @@ SAMPLES = {
     "log_softmax_grad": two(spread, spread, [(s, s) for s in ROWS]),
     "nll_loss": [((spread(6, 5),), {"targets": TARGETS})],
     "nll_loss_grad": [((spread(),), {"targets": TARGETS, "classes": 5})],
+    "code_in_blocks": [
+        ((spread(*shape),), {"signed": signed}) for shape in SHAPES for signed in (True, False)
+    ],
 }  # fmt: skip
 
 CASES = [

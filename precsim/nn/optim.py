@@ -22,6 +22,7 @@ from precsim.engine.arithmetic import Arithmetic, Array
 from precsim.engine.context import current, using
 from precsim.engine.dispatch import primitive
 from precsim.engine.tensor import Tensor
+from precsim.formats.arrays import array_module
 
 Tensors = dict[str, Tensor]
 
@@ -33,11 +34,19 @@ def apply_update(m: Arithmetic, weight: Array, delta: Array) -> Array:
 
 
 class Optimizer:
-    """What both have in common: parameters by name, state by slot and name, a step count."""
+    """What all have in common: parameters by name, state by slot and name, a step count.
+
+    `kahan` remembers what rounding the weight left over, in one more tensor of the weight's format
+    (slot "kahan"), and adds it to the next update; an update is lost only where even that tensor
+    swallows it.  The recurrence is optimi's (warner-benjamin/optimi, sgd.py): k += d; old = w;
+    w += k; k += old - w; weight decay is part of d here, and outside the recurrence there.
+    """
 
     slots: tuple[str, ...] = ()
 
-    def __init__(self, parameters: Tensors, lr: float, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, parameters: Tensors, lr: float, weight_decay: float = 0.0, *, kahan: bool = False
+    ) -> None:
         if not (isfinite(lr) and lr >= 0):
             msg = f"learning rate must be a finite number >= 0; got {lr}"
             raise ValueError(msg)
@@ -48,6 +57,9 @@ class Optimizer:
         self.lr = lr
         self.weight_decay = weight_decay
         self.steps = 0
+        self.kahan = kahan
+        if kahan:
+            self.slots = (*self.slots, "kahan")
         self.state: dict[str, Tensors] = {slot: {} for slot in self.slots}
 
     def step(self, gradients: Tensors, lr: float | None = None) -> None:
@@ -61,12 +73,22 @@ class Optimizer:
             with update_of(name):
                 delta = self._delta(name, weight, gradient, rate)
                 with using(role=stored):
-                    new = apply_update(weight, delta)
+                    new = self._add(name, weight, delta)
             weight.data, weight.format = new.data, new.format
 
     def _delta(self, name: str, weight: Tensor, gradient: Tensor, lr: float) -> Tensor:
         """Return what to add to the weight."""
         raise NotImplementedError
+
+    def _add(self, name: str, weight: Tensor, delta: Tensor) -> Tensor:
+        """Return weight + delta; with Kahan compensation, plus what was left over before."""
+        if not self.kahan:
+            return apply_update(weight, delta)
+        left_over = self.state["kahan"].get(name, _zeros(weight))
+        total = apply_update(left_over, delta)
+        new = ops.add(weight, total)
+        self.state["kahan"][name] = ops.add(total, ops.sub(weight, new))
+        return new
 
     def _remember(self, slot: str, name: str, old: Tensor, new: Tensor) -> Tensor:
         """Add two contributions into a state tensor, rounded to the state's format."""
@@ -81,9 +103,15 @@ class SGD(Optimizer):
     slots = ("momentum",)
 
     def __init__(
-        self, parameters: Tensors, lr: float, momentum: float = 0.0, weight_decay: float = 0.0
+        self,
+        parameters: Tensors,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        *,
+        kahan: bool = False,
     ) -> None:
-        super().__init__(parameters, lr, weight_decay)
+        super().__init__(parameters, lr, weight_decay, kahan=kahan)
         self.momentum = momentum
 
     def _delta(self, name: str, weight: Tensor, gradient: Tensor, lr: float) -> Tensor:
@@ -116,8 +144,10 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        *,
+        kahan: bool = False,
     ) -> None:
-        super().__init__(parameters, lr, weight_decay)
+        super().__init__(parameters, lr, weight_decay, kahan=kahan)
         if not all(0 <= b < 1 for b in betas) or not eps >= 0:
             msg = f"AdamW: expected betas in [0, 1) and eps >= 0; got {betas} and {eps}"
             raise ValueError(msg)
@@ -126,8 +156,7 @@ class AdamW(Optimizer):
 
     def _delta(self, name: str, weight: Tensor, gradient: Tensor, lr: float) -> Tensor:
         b1, b2 = self.betas
-        zero = Tensor(np.zeros_like(weight.data), weight.format)
-        m, v = (self.state[slot].get(name, zero) for slot in self.slots)
+        m, v = (self.state[slot].get(name, _zeros(weight)) for slot in ("m", "v"))
         m = self._remember("m", name, m * b1, gradient * (1 - b1))
         v = self._remember("v", name, v * b2, ops.square(gradient) * (1 - b2))
         root = ops.sqrt(v) * (1 / sqrt(1 - b2**self.steps)) + self.eps
@@ -135,6 +164,10 @@ class AdamW(Optimizer):
         if self.weight_decay:
             delta = delta + weight * (-lr * self.weight_decay)
         return delta
+
+
+def _zeros(weight: Tensor) -> Tensor:
+    return Tensor(array_module(weight.data).zeros_like(weight.data), weight.format)
 
 
 @contextmanager

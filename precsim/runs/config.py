@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
+from fnmatch import fnmatchcase
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from precsim.engine.policy import Policy
+from precsim.engine.tape import OPS
 from precsim.nn.gpt import GPTConfig
 from precsim.nn.scaling import parse as parse_scale
 from precsim.observe.trace import Level
@@ -35,6 +37,9 @@ class TrainConfig:
     number.  `micro_batches` divides it as if there were that many, computes one, and takes its
     gradient that many times: the gradients are as small as in a run that large, at the cost of one.
 
+    `optimizer`: adamw, adamw8bit (`precsim.nn.optim8bit`) or sgd.  ``weights_update="kahan"`` keeps
+    what rounding the weights left over, in one more tensor of their format (`precsim.nn.optim`).
+
     The last three change no bit of the run.  `observe`: how closely it is watched, a level of
     `precsim.observe.trace`.  `checkpoint_every`: steps between checkpoints of a run that is
     recorded.  `max_trace`: bytes that its ops may take on the disk; 0 is no limit.
@@ -54,6 +59,7 @@ class TrainConfig:
     accumulation: int = 1
     micro_batches: int = 1
     optimizer: str = "adamw"
+    weights_update: str = "plain"
     lr: float = 3e-3
     momentum: float = 0.9
     beta1: float = 0.9
@@ -74,16 +80,22 @@ class TrainConfig:
             object.__setattr__(self, f.name, _typed(f.name, getattr(self, f.name), f.type))
         self._check_choices()
         try:
-            canonical = str(Policy.parse(self.policy))
-            object.__setattr__(self, "policy", canonical)
+            policy = Policy.parse(self.policy)
+            object.__setattr__(self, "policy", str(policy))
             parse_scale(self.loss_scale)
             object.__setattr__(self, "observe", str(Level.parse(self.observe)))
             self.model(vocabulary=1)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        for rule in policy.rules:
+            _check_op(rule.op)
 
     def _check_choices(self) -> None:
-        choices = {"optimizer": ("adamw", "sgd"), "schedule": ("cosine", "constant")}
+        choices = {
+            "optimizer": ("adamw", "adamw8bit", "sgd"),
+            "weights_update": ("plain", "kahan"),
+            "schedule": ("cosine", "constant"),
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 msg = f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}"
@@ -96,6 +108,10 @@ class TrainConfig:
             value = getattr(self, name)
             if not (isfinite(value) and value >= 0):
                 msg = f"{name} must be a finite number >= 0; got {value}"
+                raise ConfigError(msg)
+        for name in ("beta1", "beta2"):
+            if getattr(self, name) >= 1:
+                msg = f"{name} must be below 1; got {getattr(self, name)}"
                 raise ConfigError(msg)
 
     def model(self, vocabulary: int) -> GPTConfig:
@@ -134,7 +150,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         msg = f"{path} is not UTF-8 text (byte {error.start}): expected a TOML file"
         raise ConfigError(msg) from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError is one; so is an integer of too many digits
         msg = f"{path} is not valid TOML: {error}"
         raise ConfigError(msg) from None
     for name, value in entries.items():
@@ -154,8 +170,8 @@ def parse_assignments(pairs: list[str]) -> dict[str, Any]:
             raise ConfigError(msg)
         try:
             entries[name.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            entries[name.strip()] = text
+        except ValueError:
+            entries[name.strip()] = text.strip()
     return entries
 
 
@@ -169,4 +185,18 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
     if not isinstance(value, kinds[kind]) or (kind != "bool" and isinstance(value, bool)):
         msg = f"{name} must be {'a number' if kind == 'float' else kind}; got {value!r}"
         raise ConfigError(msg)
-    return float(given) if kind == "float" else value
+    try:
+        return float(given) if kind == "float" else value
+    except OverflowError:
+        msg = f"{name} must be a finite number; got an integer of {given.bit_length()} bits"
+        raise ConfigError(msg) from None
+
+
+def _check_op(pattern: str) -> None:
+    """Raise where a rule speaks of no op and no kind of op, and so would change nothing."""
+    known = sorted({*OPS, *(op.kind for op in OPS.values())})
+    if not any(fnmatchcase(name, pattern) for name in known):
+        near = difflib.get_close_matches(pattern, known, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {known}"
+        msg = f"rule op={pattern} matches no op: {hint}"
+        raise ConfigError(msg)

@@ -54,8 +54,9 @@ def fork(
     new_corpus = old_corpus if config.data == parent.config.data else corpus or load(config.data)
     _check_fits(parent.config, old_corpus, config, new_corpus)
     old = state_before(folder, at, old_corpus)
-    with Lock(out):
+    with Lock(out) as lock:
         clear_folder(out, force=force)
+        lock.writing = True
         with surroundings(config):
             new = make_trainer(config, new_corpus)
             hand_over(old, new)

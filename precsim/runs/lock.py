@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from precsim.runs.files import DamagedError, RunError, explained, make_folder, remove
+from precsim.runs.interrupt import Interrupted
 from precsim.runs.lines import decode_line, encode_line
 
 try:
@@ -28,10 +29,12 @@ class Lock:
 
     Raises `RunError` where another process holds it, or the directory cannot be written.  A lock
     left by a process that is gone (kill -9, power cut) is taken over if it was on this machine.
+    Once `writing` is set, an error leaves the file behind too, as a sign that the run was not closed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
+        self.writing = False
         self._file = -1
 
     def __enter__(self) -> Self:
@@ -47,8 +50,11 @@ class Lock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        remove(self.path)
-        os.close(self._file)
+        try:
+            if kind is None or not self.writing or issubclass(kind, Interrupted):
+                remove(self.path)
+        finally:
+            os.close(self._file)
 
     def _acquire(self) -> bool:
         """Take the lock; False if the file was another's who removed it at that moment."""

@@ -127,10 +127,11 @@ def carry_on(
 ) -> Run:
     """Continue the run in a directory; see `precsim.runs.train.resume`."""
     require_run(folder)
-    with Lock(folder):
+    with Lock(folder) as lock:
         manifest = read_manifest(folder)
         corpus = _ready(manifest, corpus)
         before = progress(folder, manifest)
+        lock.writing = True
         rewind(folder, before.start, len(before.records))
         with Store(folder) as store:
             return advance(

@@ -56,8 +56,9 @@ def train(
     if out is None:
         return advance(config, corpus, on_step=on_step, observers=observers)
     folder = Path(out)
-    with Lock(folder):
+    with Lock(folder) as lock:
         clear_folder(folder, force=force)
+        lock.writing = True
         write_manifest(folder, config, corpus)
         with Store(folder) as store:
             run = advance(config, corpus, store=store, on_step=on_step, observers=observers)

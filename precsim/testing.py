@@ -31,7 +31,6 @@ from precsim.formats.format import Format, Specials
 from precsim.formats.modes import Mode, Overflow, Rounding, rounding_mode
 from precsim.formats.registry import FORMATS, AnyFormat, element_of
 from precsim.formats.registry import format as resolve
-from precsim.formats.scaled import Scaled
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -39,8 +38,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Quantizer = Callable[[Array], Array]
 
-GRIDS = tuple(f if isinstance(f, Format) else f.element for f in FORMATS.values()
-              if isinstance(f, Format | Scaled))  # fmt: skip
+GRIDS = tuple(dict.fromkeys(element_of(f) for f in FORMATS.values()))
 """Every registered format that one number can be rounded to (of scaled formats, the elements)."""
 
 

@@ -171,7 +171,7 @@ def test_scaled_codes_and_scales_together_give_what_quantize_gives(spec, dtype):
     codes, scales = encode(x, spec)
     assert codes.shape == x.shape
     assert scales.dtype == np.float32
-    assert scales.size == {"tensor": 1, "row": 5, "column": 7}[format(spec).sharing]
+    assert scales.size == {"tensor": 1, "row": 5, "column": 7}[str(format(spec).block)]
     testing.assert_same(decode(codes, spec, dtype, scales), quantize(x, spec), x)
 
 

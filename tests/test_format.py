@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from precsim import testing
 from precsim.formats.format import Format, Specials
 from precsim.formats.registry import ALIASES, FORMATS, element_of, format
-from precsim.formats.scaled import Scaled, Sharing
+from precsim.formats.scaled import ROW, Scaled
 
 # Largest, smallest normal, smallest subnormal, bits, significand bits, infinity, NaN, -0.
 # IEEE 754-2019 table 3.5; OCP OFP8 1.0 table 1; OCP MX 1.0 tables 2-5 and 7; arXiv:2206.02915.
@@ -34,6 +34,7 @@ PUBLISHED = {
     "e8m0": (2.0**127, 2.0**-127, 2.0**-127, 8, 1, False, True, False),
     "int8": (127.0, 1.0, 1.0, 8, 7, False, False, False),
     "int4": (7.0, 1.0, 1.0, 4, 3, False, False, False),
+    "int8_q6": (1.984375, 2.0**-6, 2.0**-6, 8, 7, False, False, False),
 }
 
 
@@ -150,7 +151,7 @@ def test_a_registered_name_is_not_spelled_but_looked_up():
 
 def test_suffixes_flush_and_share_scales():
     assert format("FP16_ftz ") == format("fp16").flushed()
-    assert format("e4m3:row") == Scaled(format("e4m3"), Sharing.ROW)
+    assert format("e4m3:row") == Scaled(format("e4m3"), ROW)
     assert format("int8:column").name == "int8:column"
     assert format("int8").name == "int8"
 
@@ -160,7 +161,7 @@ def test_suffixes_flush_and_share_scales():
     [
         ("fp61", r"unknown format 'fp61': did you mean .*fp16"),
         ("", "unknown format"),
-        ("e4m3:rows", "unknown scale sharing 'rows'.*tensor, row or column"),
+        ("e4m3:rows", "unknown word 'rows'.*tensor, row or column"),
         ("e1m3", "at least 2 exponent bits"),
         ("e5m0", "inf and NaN need 2 exponent bits and 1 fraction bit"),
         ("e12m3", "0 to 11 exponent bits"),

@@ -15,13 +15,17 @@ from precsim.formats.registry import ALIASES, FORMATS
 
 PLAIN = st.sampled_from([n for n, f in FORMATS.items() if isinstance(f, ps.Format)])
 SPELLED = st.builds("e{}m{}".format, st.integers(2, 10), st.integers(1, 50))
-NAMES = PLAIN | SPELLED | st.sampled_from(["fp16_ftz", "FP16", *ALIASES])
-SHARED = st.builds("{}:{}".format, PLAIN, st.sampled_from(["tensor", "row", "column"]))
+OTHERS = [name for name, known in ALIASES.items() if isinstance(FORMATS[known], ps.Format)]
+NAMES = PLAIN | SPELLED | st.sampled_from(["fp16_ftz", "FP16", *OTHERS])
+ELEMENTS = PLAIN.filter(lambda name: name not in ("fp64", "e8m0"))
+BLOCKS = ["tensor", "row", "column", "1x32:e8m0", "128x1", "16x16:e4m3+fp32", "1x8@0:rceil"]
+SHARED = st.builds("{}:{}".format, ELEMENTS, st.sampled_from(BLOCKS))
+SCALED = [name for name, known in FORMATS.items() if not isinstance(known, ps.Format)]
 CHANCE = st.sampled_from(["stochastic_a3", "stochastic_c11", "stochastic_equal"])
 MODES = st.sampled_from(Rounding) | CHANCE
 PRECISIONS = st.builds(
     Precision,
-    NAMES | SHARED | st.sampled_from(["int8", "int4:row", "widest"]),
+    NAMES | SHARED | st.sampled_from([*SCALED, "int4:row:full:affine", "mxfp8", "widest"]),
     MODES,
     st.none() | st.sampled_from(Overflow),
 )
@@ -56,6 +60,8 @@ def test_an_accumulator_is_read_as_it_is_written(accumulator):
         ("int8:row:stochastic", ("int8:row", "stochastic", None)),
         ("e4m3:saturate:up:column", ("e4m3:column", "up", "saturate")),
         ("int8:tensor", ("int8", "nearest", None)),
+        ("mxfp4:stochastic:rceil", ("e2m1:1x32:e8m0:rceil", "stochastic", None)),
+        ("e2m1:1x16:e4m3+fp32:up:scale_min=0", ("nvfp4", "up", None)),
         ("widest", ("widest", "nearest", None)),
     ],
 )
@@ -142,7 +148,15 @@ def test_where_no_format_is_the_widest_the_answer_is_asked_for(operands):
 
 @pytest.mark.parametrize(
     ("text", "right"),
-    [("int8:row", "int8:column"), ("e4m3:column:up", "e4m3:row:up"), ("int8", "int8")],
+    [
+        ("int8:row", "int8:column"),
+        ("e4m3:column:up", "e4m3:row:up"),
+        ("int8", "int8"),
+        ("mxfp8:stochastic", "mxfp8_e4m3:32x1:stochastic"),
+        ("nvfp4", "nvfp4:16x1"),
+        ("e4m3:128x128", "e4m3:128x128"),
+        ("e4m3:64x128", "e4m3:128x64"),
+    ],
 )
 def test_a_shared_scale_runs_along_the_contraction(text, right):
     precision = Precision.parse(text)

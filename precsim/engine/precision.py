@@ -17,8 +17,8 @@ from precsim.formats.modes import (
     is_rounding,
     rounding_mode,
 )
-from precsim.formats.registry import AnyFormat, element_of, format
-from precsim.formats.scaled import Scaled, Sharing
+from precsim.formats.registry import AnyFormat, element_of, format, is_scale_word
+from precsim.formats.scaled import Scaled
 
 FOLLOWING = ("widest", "none")
 """Words that stand where a format's name could: follow the operands; keep no such tensor."""
@@ -57,9 +57,10 @@ class Precision:
         if len(rounding) > 1 or len(overflow) > 1:
             msg = f"{text!r} names two rounding modes or two overflow rules: expected one of each"
             raise ValueError(msg)
-        if len(name) == 2 and name[1] not in set(Sharing):
-            known = ", ".join([SPELLINGS, *Overflow, *Sharing])
-            msg = f"unknown word {name[1]!r} in {text!r}: after a format, expected one of {known}"
+        wrong = [w for w in name[1:] if not is_scale_word(w)]
+        if wrong:
+            known = ", ".join([SPELLINGS, *Overflow, "what `precsim.format` reads"])
+            msg = f"unknown word {wrong[0]!r} in {text!r}: after a format, expected one of {known}"
             raise ValueError(msg)
         return cls(
             spelled,
@@ -74,16 +75,15 @@ class Precision:
     def for_operand(self, position: int) -> Precision | None:
         """Return what this means for an operand of a matmul: left 0, right 1, bias 2.
 
-        A shared scale runs along the contraction: the rows of the left operand are the columns of
-        the right one.  A bias is added to the product, outside the scales, so it gets none.
+        Blocks that share a scale run along the contraction: what is 1x32 for the left operand, along
+        its last axis, is 32x1 for the right one, along its last but one; 128x128 is 128x128.  A bias is added to the product, outside the scales, so it gets none.
         """
         fmt = None if self.format in FOLLOWING else format(self.format)
         if not isinstance(fmt, Scaled) or position == 0:
             return self
         if position > 1:
             return None
-        swap = {Sharing.ROW: Sharing.COLUMN, Sharing.COLUMN: Sharing.ROW}
-        name = Scaled(fmt.element, swap.get(fmt.sharing, fmt.sharing)).name
+        name = format(fmt.transposed().spelled).name
         return Precision(name, self.rounding, self.overflow)
 
     def check(self, carrier: np.dtype[Any]) -> None:

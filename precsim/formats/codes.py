@@ -9,18 +9,34 @@ in `steps`, is ``(e - emin) * 2^man_bits + steps``: no case for subnormals is ne
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from precsim.formats.arrays import Array, array_module, as_float
+from precsim.formats.blocks import Scales, join, split
 from precsim.formats.format import Format, Specials
-from precsim.formats.modes import Mode, Overflow, Rounding
+from precsim.formats.modes import Mode, Overflow, Rounding, stochastic
 from precsim.formats.profiles import Cast, Profile, nan_codes, round_as
-from precsim.formats.quantize import cast_of, quantize, scale_of
+from precsim.formats.quantize import cast_of, quantize, random_words, resolve_modes
 from precsim.formats.registry import AnyFormat, element_of, format
-from precsim.formats.scaled import Scaled
+from precsim.formats.scaled import FP32, Scaled
+from precsim.formats.tiling import Tiling
+
+
+class TwoLevel(NamedTuple):
+    """The scales of a format that has two: the codes of the block scales, and the tensor's scale."""
+
+    blocks: Array
+    tensor: Any
+
+
+class Affine(NamedTuple):
+    """The scales of a format with zero points, and these: the codes that stand for zero."""
+
+    scales: Array
+    zero_points: Array
 
 
 def code_dtype(fmt: str | AnyFormat) -> np.dtype[Any]:
@@ -45,25 +61,28 @@ def encode(
     codes (int8: -1 is 0xff).
 
     x: any shape; the codes have the same.  For a scaled format the answer is a pair
-    ``(codes, scales)``, with `scales` broadcastable against x.  Raises as `quantize` does.
+    ``(codes, scales)``; `scales` has x's shape with the number of blocks in place of lengths.
+    fp32 scales are float32 numbers, scales in any other format its codes (e8m0 0x7f is 1).  With a
+    tensor scale they are a `TwoLevel`, with zero points an `Affine`.  In a block whose scale is
+    NaN the elements' codes are those of NaN or 0, in one whose scale is zero those of the ends of
+    the range.  Raises as `quantize` does.
     """
     fmt = format(fmt)
     if profile is not None:
         return _codes_as(as_float(x), element_of(fmt), cast_of(fmt, profile, rounding, overflow))
     if isinstance(fmt, Format):
         return _codes(quantize(x, fmt, rounding, overflow, random), fmt)
-    values = as_float(x)
-    scales = scale_of(values, fmt)
-    with np.errstate(all="ignore"):
-        elements = quantize(values / scales, fmt.element, rounding, Overflow.SATURATE, random)
-    return _codes(elements, fmt.element), scales.astype(np.float32)
+    values, (mode, _) = as_float(x), resolve_modes(fmt, rounding, overflow)
+    words = random_words(values, random) if stochastic(mode) else None
+    elements, scales = split(values, fmt, mode, words)
+    return _codes(elements, fmt.element), _stored_scales(scales, fmt)
 
 
 def decode(
     codes: npt.ArrayLike,
     fmt: str | AnyFormat,
     dtype: npt.DTypeLike = np.float64,
-    scales: npt.ArrayLike | None = None,
+    scales: npt.ArrayLike | TwoLevel | Affine | None = None,
 ) -> Array:
     """Return the values that the codes stand for, as float64 or float32.
 
@@ -71,7 +90,8 @@ def decode(
     -0.0.  The subnormal codes of a format that flushes them give zeros.  The lowest two's
     complement code (int8 0x80), which `encode` never makes, reads as -128.
 
-    codes: integers of any shape.  `scales` is required for a scaled format and refused for others.
+    codes: integers of any shape.  `scales`, as `encode` returns them, are required for a scaled
+    format and refused for others; a value is then scale times element, rounded once.
     Raises `TypeError` for codes that are not integers and `ValueError` for codes outside
     0 .. 2^bits - 1, and for a `dtype` that cannot hold every value of the format.
     """
@@ -86,10 +106,50 @@ def decode(
         msg = f"decoding {fmt.name} takes {wanted}; got {'none' if scales is None else 'some'}"
         raise ValueError(msg)
     with np.errstate(all="ignore"):  # the codes of infinity and NaN, read as numbers, overflow
-        values = _values(_checked(codes, element), element).astype(dtype, copy=False)
-        if scales is not None:
-            values *= array_module(values).asarray(scales, dtype)
-    return values[()]
+        values = _values(_checked(codes, element), element)
+        if isinstance(fmt, Scaled):
+            values = join(values, _read_scales(scales, fmt, values), fmt)
+        return values.astype(dtype, copy=False)[()]
+
+
+def _stored_scales(scales: Scales, fmt: Scaled) -> Any:
+    """Return scales as they are stored: float32 numbers, or codes of their format."""
+    blocks = scales.blocks
+    stored = blocks.astype(np.float32) if fmt.scale == FP32 else _codes(blocks, fmt.scale)
+    if fmt.tensor_scale is not None and scales.tensor is not None:
+        tensor = scales.tensor.reshape(())[()]
+        is_fp32 = fmt.tensor_scale == FP32
+        return TwoLevel(stored, np.float32(tensor) if is_fp32 else _codes(tensor, fmt.tensor_scale))
+    if scales.zero_points is not None:
+        signed = np.dtype(f"i{code_dtype(fmt).itemsize}")
+        return Affine(stored, scales.zero_points.astype(signed))
+    return stored
+
+
+def _read_scales(stored: Any, fmt: Scaled, values: Array) -> Scales:
+    """Return what `_stored_scales` stored as numbers; raise `ValueError` where it does not fit."""
+    xp, grid = array_module(values), Tiling.of(values.shape, fmt.block).grid
+    parts = stored if isinstance(stored, tuple) else (stored,)
+    pair = fmt.affine or fmt.tensor_scale is not None
+    if len(parts) != 1 + pair:
+        wanted = ("Affine" if fmt.affine else "TwoLevel") if pair else "one array"
+        msg = f"decoding {fmt.name} takes scales as encode returns them: expected {wanted}"
+        raise ValueError(msg)
+
+    def numbers(part: Any, scale: Format | None) -> Array:
+        found: Any = xp.asarray(part, np.float64) if scale in (None, FP32) else decode(part, scale)
+        return found  # type: ignore[no-any-return]
+
+    blocks = numbers(parts[0], fmt.scale)
+    if blocks.shape not in (grid, ()):
+        msg = f"{fmt.name} has scales of shape {grid} for {values.shape}; got {blocks.shape}"
+        raise ValueError(msg)
+    blocks = xp.broadcast_to(blocks, grid)
+    if fmt.tensor_scale is not None:
+        return Scales(blocks, numbers(parts[1], fmt.tensor_scale).reshape(-1)[:1])
+    if fmt.affine:
+        return Scales(blocks, zero_points=xp.broadcast_to(numbers(parts[1], None), grid))
+    return Scales(blocks)
 
 
 def _codes_as(x: Array, fmt: Format, cast: Cast) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.formats.arrays import Array, array_module, as_float
+from precsim.formats.blocks import quantize_into
 from precsim.formats.kernels import round_into
 from precsim.formats.modes import Mode, Overflow, Rounding, rounding_mode, stochastic
 from precsim.formats.profiles import Cast, Profile, round_as
@@ -46,7 +47,7 @@ def quantize(
     that does not know the format, or together with a rounding or an overflow.
     """
     fmt = format(fmt)
-    mode, beyond = _modes(fmt, rounding, overflow)
+    mode, beyond = resolve_modes(fmt, rounding, overflow)
     x = as_float(x)
     xp = array_module(x)
     source = xp.asarray(x, order="C")
@@ -57,15 +58,11 @@ def quantize(
             f"got {target.dtype} of shape {target.shape}"
         )
         raise ValueError(msg)
-    words = _random_words(x, random) if stochastic(mode) else None
+    words = random_words(x, random) if stochastic(mode) else None
     if profile is not None:
         round_as(source, target, element_of(fmt), cast_of(fmt, profile, mode, overflow))
     elif isinstance(fmt, Scaled):
-        scale = scale_of(source, fmt)
-        with np.errstate(all="ignore"):
-            xp.divide(source, scale, out=target)
-            round_into(target, target, fmt.element, mode, Overflow.SATURATE, words)
-            xp.multiply(target, scale, out=target)
+        quantize_into(source, target, fmt, mode, words)
     else:
         round_into(source, target, fmt, mode, beyond, words)
     return target if target.ndim or out is not None else target[()]
@@ -82,23 +79,7 @@ def cast_of(
     return found.cast(fmt)
 
 
-def scale_of(x: Array, fmt: Scaled) -> Array:
-    """Return the scale of each group of x, broadcastable against x: amax / max, as a float32 value.
-
-    A group of zeros has scale 1; a group with a NaN or an infinity has scale NaN.
-    """
-    xp = array_module(x)
-    if x.size == 0:
-        return xp.ones((1,) * x.ndim, x.dtype)  # type: ignore[no-any-return]
-    amax = xp.max(xp.abs(x), axis=fmt.axis if x.ndim > 1 else None, keepdims=True)
-    with np.errstate(all="ignore"):
-        scale = (amax / fmt.element.max).astype(np.float32)
-        scale = xp.where(amax == 0, np.float32(1), xp.maximum(scale, np.float32(2.0**-149)))
-        finite = xp.isfinite(scale)
-        return xp.where(finite, scale, np.float32("nan")).astype(x.dtype)  # type: ignore[no-any-return]
-
-
-def _modes(
+def resolve_modes(
     fmt: AnyFormat, rounding: str | Mode, overflow: str | Overflow | None
 ) -> tuple[Mode, Overflow]:
     """Resolve names and the default overflow; a wrong name raises with the list of right ones."""
@@ -107,7 +88,7 @@ def _modes(
     return rounding_mode(rounding), beyond if element.has_nan else Overflow.SATURATE
 
 
-def _random_words(x: Array, random: Array | np.random.Generator | int | None) -> Array:
+def random_words(x: Array, random: Array | np.random.Generator | int | None) -> Array:
     """Return the uint32 words that decide stochastic rounding, one per element of x."""
     if random is None:
         msg = "stochastic rounding needs `random`: a seed, a NumPy Generator, or uint32 words"

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
+from typing import Any
 
 from precsim.formats.format import Format, Specials
-from precsim.formats.scaled import Scaled, Sharing
+from precsim.formats.scaled import FP32, Block, Rule, Scaled, usual_rule
 
 AnyFormat = Format | Scaled
 
@@ -21,7 +23,7 @@ _FN, _FNUZ, _FINITE = Specials.FN, Specials.FNUZ, Specials.FINITE
 
 _PLAIN = (
     Format("fp64", 11, 52, note="IEEE binary64, the carrier"),
-    Format("fp32", 8, 23, note="IEEE binary32"),
+    FP32,
     Format("tf32", 8, 10, note="NVIDIA tensor cores' input, 19 bits"),
     Format("fp16", 5, 10, note="IEEE binary16"),
     Format("bf16", 8, 7, note="fp32's range, 8 significand bits"),
@@ -39,13 +41,28 @@ _PLAIN = (
            note="OCP MX scales: powers of two, no sign, no zero"),
 )  # fmt: skip
 
-_INTEGERS = (
-    Format("int8", 0, 7, _FINITE, bias=-6, note="-127..127, one scale"),
-    Format("int4", 0, 3, _FINITE, bias=-2, note="-7..7, one scale"),
-)
+_INT8 = Format("int8", 0, 7, _FINITE, bias=-6, note="-127..127")
+_INT4 = Format("int4", 0, 3, _FINITE, bias=-2, note="-7..7")
+_INT8_Q6 = Format("int8_q6", 0, 7, _FINITE, bias=0, note="MXINT8's elements: int8 times 2^-6")
+_ELEMENTS = {f.name: f for f in (*_PLAIN, _INT8, _INT4, _INT8_Q6)}
+
+_E8M0, _MX = _ELEMENTS["e8m0"], Block(1, 32)
+
+_SCALED = (
+    Scaled(_INT8, label="int8", note="-127..127, one scale"),
+    Scaled(_INT4, label="int4", note="-7..7, one scale"),
+    Scaled(_ELEMENTS["e4m3"], _MX, _E8M0, Rule.FLOOR, label="mxfp8_e4m3", note="OCP MX"),
+    Scaled(_ELEMENTS["e5m2"], _MX, _E8M0, Rule.FLOOR, label="mxfp8_e5m2", note="OCP MX"),
+    Scaled(_ELEMENTS["e3m2"], _MX, _E8M0, Rule.FLOOR, label="mxfp6_e3m2", note="OCP MX"),
+    Scaled(_ELEMENTS["e2m3"], _MX, _E8M0, Rule.FLOOR, label="mxfp6_e2m3", note="OCP MX"),
+    Scaled(_ELEMENTS["e2m1"], _MX, _E8M0, Rule.FLOOR, label="mxfp4", note="OCP MX"),
+    Scaled(_INT8_Q6, _MX, _E8M0, Rule.FLOOR, full_range=True, label="mxint8", note="OCP MX"),
+    Scaled(_ELEMENTS["e2m1"], Block(1, 16), _ELEMENTS["e4m3"], Rule.MAX, FP32, scale_min=0.0,
+           label="nvfp4", note="NVIDIA, as Transformer Engine scales it"),
+)  # fmt: skip
 
 FORMATS: MappingProxyType[str, AnyFormat] = MappingProxyType(
-    {f.name: f for f in _PLAIN} | {f.name: Scaled(f, Sharing.TENSOR) for f in _INTEGERS}
+    {f.name: f for f in (*_PLAIN, *_SCALED)}
 )
 """Name -> format, in the order in which tables print them."""
 
@@ -58,6 +75,7 @@ ALIASES: MappingProxyType[str, str] = MappingProxyType(
         "float8_e5m2fnuz": "e5m2fnuz", "float8_e4m3b11fnuz": "e4m3b11fnuz",
         "float6_e3m2fn": "e3m2", "float6_e2m3fn": "e2m3", "float4_e2m1fn": "e2m1",
         "float8_e8m0fnu": "e8m0",
+        "mxfp8": "mxfp8_e4m3", "mxfp6": "mxfp6_e2m3", "mxfp4_e2m1": "mxfp4",
     }
 )  # fmt: skip
 """Names of ml_dtypes and PyTorch -> names used here (`float8_e4m3` is ml_dtypes' IEEE one)."""
@@ -71,20 +89,32 @@ def format(spec: str | AnyFormat) -> AnyFormat:
 
     Accepted: a name in `FORMATS` or `ALIASES`; any "e<exp>m<man>" spelled out, which has IEEE 754
     specials unless it is a registered name (so "e4m3" is OCP's, max 448); a suffix "_ftz" flushes
-    subnormals; a suffix ":tensor", ":row" or ":column" adds a shared scale (`Scaled`).
-    Raises `ValueError`, with the nearest names, for anything else.
+    subnormals.  Words after colons, in any order, give it scales, or change those of a scaled one:
+
+        tensor, row, column, 1x128, 128x128, 32x1, 1x32@0    which values share a scale (`Block`)
+        fp32, e8m0, e4m3, ...; e4m3+fp32                     the scale's format; a tensor scale too
+        max, span, floor, ceil, even, rceil, pow2            how it follows from amax (`Rule`)
+        full, affine                                         integers: -128..127; a zero point
+        amax_min=1e-4, scale_min=0.015625                    lower bounds (`Scaled`)
+
+    "e4m3:1x128", "int8:row:full", "e2m1:1x16:e4m3+fp32", "mxfp4:rceil", "nvfp4:16x16".  Said
+    nothing, there is one fp32 scale per tensor, by "max", or by "floor" where scales are e8m0.
+    Raises `ValueError`, with what would be right, for anything else.
     """
     if isinstance(spec, Format | Scaled):
         return spec
-    base, colon, sharing = spec.strip().lower().partition(":")
-    found = _plain(base, spec)
-    if not colon:
-        return found
-    if sharing not in set(Sharing):
-        msg = f"unknown scale sharing {sharing!r} in {spec!r}: expected tensor, row or column"
-        raise ValueError(msg)
-    element = found.element if isinstance(found, Scaled) else found
-    return Scaled(element, Sharing(sharing))
+    name, *words = spec.strip().lower().split(":")
+    found = _plain(name, spec)
+    return _named(_with_words(found, words, spec)) if words else found
+
+
+def is_scale_word(word: str) -> bool:
+    """Whether a word, after a format and a colon, says something about scales."""
+    try:
+        _read_word(word)
+    except ValueError:
+        return False
+    return True
 
 
 def element_of(fmt: AnyFormat) -> Format:
@@ -92,10 +122,68 @@ def element_of(fmt: AnyFormat) -> Format:
     return fmt.element if isinstance(fmt, Scaled) else fmt
 
 
+def _with_words(base: AnyFormat, words: list[str], spec: str) -> Scaled:
+    """Return the base format with what the words say about its scales."""
+    said: dict[str, Any] = {}
+    for word in words:
+        try:
+            read = _read_word(word)
+        except ValueError as error:
+            msg = f"{error} in {spec!r}"
+            raise ValueError(msg) from None
+        if not said.keys().isdisjoint(read):
+            msg = f"{spec!r} says {' and '.join(said.keys() & read)} twice: expected it once"
+            raise ValueError(msg)
+        said |= read
+    if "scale" in said:
+        said = {"rule": usual_rule(said["scale"]), "tensor_scale": None, "scale_min": None} | said
+    if isinstance(base, Scaled):
+        return replace(base, **said, label="", note="")
+    return Scaled(base, **said)
+
+
+def _read_word(word: str) -> dict[str, Any]:
+    """Return the fields of `Scaled` that a word sets; raise `ValueError` if it is no such word."""
+    if (block := Block.parse(word)) is not None:
+        return {"block": block}
+    if word == "pow2" or word in set(Rule):
+        return {"rule": Rule.RCEIL if word == "pow2" else Rule(word)}
+    if word in ("full", "affine"):
+        return {"full_range" if word == "full" else word: True}
+    key, _, value = word.partition("=")
+    if key in ("amax_min", "scale_min"):
+        return {key: float(value)}
+    scale, plus, tensor_scale = word.partition("+")
+    names = [ALIASES.get(name, name) for name in (scale, tensor_scale)]
+    if isinstance(found := FORMATS.get(names[0]), Format):
+        if not plus:
+            return {"scale": found}
+        if isinstance(second := FORMATS.get(names[1]), Format):
+            return {"scale": found, "tensor_scale": second}
+    msg = (
+        f"unknown word {word!r}: expected a block (tensor, row or column, 1x128, 128x128), a scale "
+        f"format (fp32, e8m0, e4m3+fp32), a rule ({', '.join(Rule)}, pow2), full, affine, "
+        "amax_min=NUMBER or scale_min=NUMBER"
+    )
+    raise ValueError(msg)
+
+
+def _named(scaled: Scaled) -> Scaled:
+    """Return the registered format that this is, or is but for its block, under that name."""
+    for known in _SCALED:
+        if replace(scaled, block=known.block) == known:
+            if scaled.block == known.block:
+                return known
+            return replace(scaled, label=f"{known.name}:{scaled.block}", note=known.note)
+    return scaled
+
+
 def _plain(name: str, spec: str) -> AnyFormat:
     name = ALIASES.get(name, name)
     if name in FORMATS:
         return FORMATS[name]
+    if name in _ELEMENTS:  # an element that has no use without a scale
+        return Scaled(_ELEMENTS[name])
     if name.endswith("_ftz"):
         inner = _plain(name.removesuffix("_ftz"), spec)
         if isinstance(inner, Format):

@@ -1,58 +1,223 @@
-"""Scaled formats: a narrow element format plus a scale that moves the data into its range.
+"""Scaled formats: narrow elements times a scale that moves the data into their range.
 
-int8 cannot hold a gradient of 1e-5, and e4m3 hardly can; ``x = scale * element`` can.  The scale
-is chosen from the largest magnitude (*amax*) of the values that share it, so that amax lands on
-the element format's largest value: ``scale = amax / element.max``, rounded to float32.
+int8 cannot hold a gradient of 1e-5, and e4m3 hardly can; ``x = scale * element`` can.  How many
+values share a scale is the whole trade-off: one outlier takes the resolution away from everybody
+in its block, and every scale has to be stored.  A `Scaled` says four things, all of them data:
 
-How many values share one scale is the whole trade-off: one outlier takes the resolution away
-from everybody in its group.  "tensor" is one scale for all, "row" one for each vector along the
-last axis, "column" one for each vector along the last axis but one.
+    element   a `Format`: what is stored for every value
+    block     which values share a scale: a tensor, a row, 32 values of a row, a tile of 128 x 128
+    scale     the format of the scale: fp32, e8m0 (a power of two), e4m3
+    rule      how the scale follows from amax, the largest magnitude of the block
+
+This file has no arrays in it: `blocks.py` runs these rules on arrays, `exact_blocks.py` on
+fractions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+import re
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 from precsim.formats.format import Format
+from precsim.formats.modes import Choice
+
+FP32 = Format("fp32", 8, 23, note="IEEE binary32")
+
+ALL = 0
+"""Stands in a block for "as long as the axis is"."""
 
 
-class Sharing(StrEnum):
-    """Which values share a scale."""
+class Rule(Choice):
+    """How a block's scale follows from its amax; the exponents are exact, never from log2.
 
-    TENSOR = "tensor"
-    ROW = "row"
-    COLUMN = "column"
+    The powers of two, with ``e = floor(log2(amax))`` and `max`, `emax` those of the element:
+    """
+
+    MAX = "max"
+    """amax / max, so that amax lands on the largest element.  Rounded to the scale's format."""
+    SPAN = "span"
+    """2 amax / (max - min): as MAX, but for -128..127 it is amax / 127.5 (PyTorch's "symmetric")."""
+    FLOOR = "floor"
+    """2^(e - emax) (OCP MX 1.0, section 6.3; torchao's default).  Clips amax where its significand
+    is larger than max's: 452 becomes 448 in e4m3."""
+    CEIL = "ceil"
+    """2^(ceil(log2(amax)) - emax) (torchao).  Never clips, wastes a binade unless amax is 2^k."""
+    EVEN = "even"
+    """FLOOR after amax has been rounded to the element's significand (torchao, microxcaling)."""
+    RCEIL = "rceil"
+    """2^ceil(log2(amax / max)): the smallest power of two that does not clip (cuBLAS, Transformer
+    Engine, torchao).  The same number as the reciprocal of max / amax rounded down to a power of
+    two (DeepSeek-V3 and Float8BlockScaling spell it so): "pow2" is another name for it."""
+
+    @property
+    def gives_powers(self) -> bool:
+        """Whether every scale is a power of two."""
+        return self not in (Rule.MAX, Rule.SPAN)
+
+
+_BLOCK = re.compile(r"tensor|column|(?:row|([1-9]\d*)x([1-9]\d*))(?:@(-?\d+))?")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Which values share a scale: `height` x `width` of them.
+
+    A width of `ALL` is the whole axis; both `ALL` is the whole tensor.  Blocks of height 1 run
+    along `axis`, any axis; tiles lie on the last two axes.  The last block of an axis is short
+    where the length is no multiple.  A vector has one axis, and its blocks run along that.
+
+    Written tensor, row, column, 1x32, 32x1 (along the last axis but one), 128x128; @AXIS names
+    another axis: 1x32@0, row@0.  Raises `ValueError` for a shape that is none of these.
+    """
+
+    height: int = ALL
+    width: int = ALL
+    axis: int = -1
+
+    def __post_init__(self) -> None:
+        if self.height > 1 and self.width == 1 and self.axis == -1:  # 32x1 is 1x32 the other way
+            object.__setattr__(self, "width", self.height)
+            object.__setattr__(self, "height", 1)
+            object.__setattr__(self, "axis", -2)
+        is_tensor = (self.height, self.width, self.axis) == (ALL, ALL, -1)
+        is_tile = min(self.height, self.width) > 1 and self.axis == -1
+        if not (is_tensor or is_tile or (self.height == 1 and self.width >= ALL)):
+            msg = (
+                f"block of height {self.height} and width {self.width} along axis {self.axis}: "
+                "expected a tensor, a row or column, 1xN along any axis, or a tile such as 128x128"
+            )
+            raise ValueError(msg)
+
+    @classmethod
+    def parse(cls, text: str) -> Block | None:
+        """Read what `str` wrote; None where the text is no block at all."""
+        match = _BLOCK.fullmatch(text)
+        if match is None:
+            return None
+        if text in ("tensor", "column"):
+            return TENSOR if text == "tensor" else COLUMN
+        height, width, axis = match.groups()
+        along = -1 if axis is None else int(axis)
+        return cls(int(height), int(width), along) if height else cls(1, ALL, along)
+
+    def transposed(self) -> Block:
+        """Return the block that a transposed matrix has: the last two axes change places."""
+        if self.height != 1:
+            return replace(self, height=self.width, width=self.height)
+        return replace(self, axis={-1: -2, -2: -1}.get(self.axis, self.axis))
+
+    def __str__(self) -> str:
+        if self.height != 1:
+            return f"{self.height}x{self.width}" if self.height else "tensor"
+        if self.axis == -2 and self.width != 1:
+            return f"{self.width}x1" if self.width else "column"
+        along = "" if self.axis == -1 else f"@{self.axis}"
+        return (f"1x{self.width}" if self.width else "row") + along
+
+
+TENSOR, ROW, COLUMN = Block(), Block(1, ALL), Block(1, ALL, -2)
+
+
+def usual_rule(scale: Format) -> Rule:
+    """Return the rule that a scale's format has unless another is named: OCP's where it is e8m0."""
+    return Rule.MAX if scale.man_bits else Rule.FLOOR
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """Elements of a `Format` times a scale shared by a tensor, a row or a column.
+    """Elements of a `Format` times a scale that a block of them shares.
 
-    Edge cases: a group of zeros has scale 1; where amax is so small that the scale would be a
-    float32 zero, the smallest float32 is used.  A NaN or infinity in a group makes its scale, and
-    with it every value of the group, NaN (as OCP MX and torchao do): nothing is hidden.  So does
-    a float64 amax too large for a float32 scale.
-    Values beyond ``scale * max``, which only the rounding of the scale can produce, saturate.
+    Edge cases.  A NaN or an infinity makes the scale of its block NaN, and with it every value of
+    the block, as OCP MX's NaN scale says and torchao does: nothing is hidden, and no other block
+    is touched.  A block of zeros has scale 1 in fp32, else the smallest scale.  An element beyond
+    the element format's largest value saturates (OCP MX 1.0, section 6.3).  A scale below the
+    smallest is raised to it (`scale_min`), and elements are divided by the scale that is stored; a
+    scale too large saturates where the scale's format has no infinity (e8m0, e4m3), and is NaN in
+    fp32.  Scales are rounded to nearest, whatever the rounding of the elements.
+
+    `tensor_scale` adds a second level, as NVFP4 has: one scale for the tensor, which is
+    amax / (element.max * scale.max), and block scales relative to it.  `full_range` lets integers
+    use their lowest two's complement code (-128..127 instead of -127..127).  `affine` gives each
+    block a zero point z, so that its values are ``scale * (code - z)``, with the scale
+    (max - min) / (largest - smallest code) of a range that includes 0 and
+    z = smallest code - round(min / scale), to nearest even (PyTorch's quantization parameters).
+
+    `amax_min`: amax counts as no less (DeepSeek-V3 1e-4, torchao 1e-12).  `scale_min`: the smallest
+    block scale; None is the smallest positive value of its format, 0 lets scales underflow to zero
+    and their blocks with them (Transformer Engine), 2^-6 is torchao 0.18's for NVFP4.
+
+    Raises `ValueError` for fields that contradict each other.
     """
 
     element: Format
-    sharing: Sharing
+    block: Block = TENSOR
+    scale: Format = FP32
+    rule: Rule = Rule.MAX
+    tensor_scale: Format | None = None
+    full_range: bool = False
+    affine: bool = False
+    amax_min: float = 0.0
+    scale_min: float | None = None
+    label: str = field(default="", compare=False)
+    note: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sharing", Sharing(self.sharing))
+        object.__setattr__(self, "rule", Rule(self.rule))
+        for broken, wrong in self._rules():
+            if broken:
+                msg = f"scaled format {self.spelled!r}: {wrong}"
+                raise ValueError(msg)
+
+    def _rules(self) -> tuple[tuple[bool, str], ...]:
+        """What the fields must obey together: (whether it is broken, how the rule reads)."""
+        element, plain = self.element, self.rule is Rule.MAX
+        scales = [s for s in (self.scale, self.tensor_scale) if s is not None]
+        integers = element.is_integer and element.quantum == 1
+        least = self.scale_min
+        step = Fraction(self.scale.ulp(least or 0.0))
+        on_grid = least is None or (
+            (least >= self.scale.smallest_subnormal or (least == 0 and self.scale.has_zero))
+            and least <= self.scale.max
+            and (Fraction(least) / step).denominator == 1
+        )
+        return (
+            (element.precision > 24, f"{element.name} has more than 24 significand bits"),
+            (not element.signed, f"elements have a sign, {element.name} has none"),
+            (not all(s.has_nan and FP32.contains(s) for s in scales),
+             "a scale must have a NaN, for blocks without a scale, and fit into fp32"),
+            (self.tensor_scale is not None and not plain, "two levels need the rule 'max'"),
+            (self.full_range and not element.is_integer, "only integers have a full range"),
+            (self.affine and not integers, "only whole numbers (int8, int4) have a zero point"),
+            (self.affine and (not plain or self.tensor_scale is not None or self.amax_min > 0),
+             "a zero point needs the rule 'max', one level, and no amax_min"),
+            (not 0 <= self.amax_min < FP32.max, "amax_min must be a finite number, 0 or more"),
+            (not on_grid, f"scale_min must be a value of {self.scale.name}, 0 or more"),
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
-        """Name that `precsim.format` accepts; integers are per tensor unless they say more."""
-        if self.element.is_integer and self.sharing is Sharing.TENSOR:
-            return self.element.name
-        return f"{self.element.name}:{self.sharing.value}"
+        """Name that `precsim.format` accepts; that of a registered format where it is one."""
+        return self.label or self.spelled
 
     @property
-    def axis(self) -> int | None:
-        """Axis along which amax is taken; None means over the whole tensor."""
-        return {Sharing.TENSOR: None, Sharing.ROW: -1, Sharing.COLUMN: -2}[self.sharing]
+    def spelled(self) -> str:
+        """Every choice spelled out: ELEMENT:BLOCK[:SCALE][:RULE][:full][:affine][:KEY=VALUE]."""
+        words = [self.element.name, str(self.block)]
+        if self.tensor_scale is not None:
+            words.append(f"{self.scale.name}+{self.tensor_scale.name}")
+        elif self.scale != FP32:
+            words.append(self.scale.name)
+        if self.rule is not usual_rule(self.scale):
+            words.append(self.rule.value)
+        words += [word for word in ("full", "affine") if word in self._switches]
+        words += [f"amax_min={self.amax_min!r}"] if self.amax_min else []
+        words += [f"scale_min={self.scale_min!r}"] if self.scale_min is not None else []
+        return ":".join(words)
+
+    @property
+    def _switches(self) -> tuple[str, ...]:
+        return ("full",) * self.full_range + ("affine",) * self.affine
 
     @property
     def bits(self) -> int:
@@ -70,9 +235,35 @@ class Scaled:
         return self.element.max
 
     @property
+    def min(self) -> float:
+        """Smallest element (before the scale): -max, or one step below it in the full range."""
+        return -self.element.max - self.element.quantum * self.full_range
+
+    @property
     def u(self) -> float:
-        """Unit roundoff of the elements, relative to the group's amax for integers."""
+        """Unit roundoff of the elements, relative to the block's amax for integers."""
         return self.element.u
 
+    @property
+    def has_powers(self) -> bool:
+        """Whether every scale is a power of two, so that dividing by it rounds nothing."""
+        free = self.scale.has_inf and self.tensor_scale is None and self.scale_min is None
+        return self.scale.man_bits == 0 or (
+            self.rule is not None and self.rule.gives_powers and free
+        )
+
+    @property
+    def smallest_scale(self) -> float:
+        """The smallest block scale (0 where scales may underflow)."""
+        return self.scale.smallest_subnormal if self.scale_min is None else self.scale_min
+
+    def transposed(self) -> Scaled:
+        """Return the format that a transposed matrix has; blocks along a row run along a column."""
+        return replace(self, block=self.block.transposed(), label="", note="")
+
     def __repr__(self) -> str:
-        return f"{self.name} (one float32 scale per {self.sharing.value}, element {self.element!r})"
+        scale = f"{self.scale.name} scale ({self.rule.value}) per {self.block}"
+        if self.tensor_scale is not None:
+            scale += f" and {self.tensor_scale.name} scale per tensor"
+        extra = "".join(f", {word}" for word in self._switches)
+        return f"{self.name} ({scale}{extra}, element {self.element!r})"

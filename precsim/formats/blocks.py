@@ -1,0 +1,309 @@
+"""Arrays in scaled formats: scales of whole arrays of blocks, and rounding with them.
+
+`tiling.py` lays out the blocks.  The work goes through the array in slabs that stay in the cache,
+twice: once for amax, once to divide, round and multiply.  amax comes from the bits: of numbers
+without their sign the larger one has the larger bit pattern, infinities and NaN on top.
+
+Dividing by the scale must not show in the result.  By a power of two it rounds nothing.  By any
+other scale the quotient is computed in float64, where it cannot be mistaken for a value or a
+midpoint of the element format that it is not: these, times the scale, are numbers that float64
+holds, so a quotient that is not one of them differs by more than its own rounding.  float32 does
+not hold them all, but there only a quotient that *is* a midpoint may be mistaken, and few are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from precsim.formats.arrays import Array, array_module
+from precsim.formats.format import Format, Specials
+from precsim.formats.kernels import round_into
+from precsim.formats.modes import Mode, Overflow, Rounding
+from precsim.formats.scaled import FP32, Rule, Scaled
+from precsim.formats.tiling import Tiling, slabs
+
+_EXPONENT = np.uint64(0x7FF0000000000000)
+
+_TINY = 2.0**-1000
+
+_REPEATED = 64
+"""Blocks of up to this width get their scale repeated: faster than broadcasting short runs."""
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The scales of an array's blocks, as float64 values of shape (R, C).
+
+    `tensor` is the second level, of one element; `zero_points` are whole numbers.  None: has none.
+    """
+
+    blocks: Array
+    tensor: Array | None = None
+    zero_points: Array | None = None
+
+    @property
+    def total(self) -> Array:
+        """What the elements of each block are multiplied with."""
+        return self.blocks if self.tensor is None else self.blocks * self.tensor
+
+
+def quantize_into(
+    x: Array, out: Array, fmt: Scaled, rounding: Mode, words: Array | None = None
+) -> None:
+    """Round contiguous x into contiguous `out`, which may be x; the rules are `Scaled`'s.
+
+    Each value is scale times element, rounded to nearest once where the carrier cannot hold it.
+    """
+    tiling = Tiling.of(x.shape, fmt.block)
+    if x.size == 0:
+        return
+    source = tiling.view(x)
+    target = array_module(x).empty_like(source) if tiling.ragged else tiling.view(out)
+    drawn = None if words is None else tiling.view(words)
+    with np.errstate(all="ignore"):  # what is beyond the range is the subject here
+        scales = find_scales(source, fmt)
+        _round(source, target, scales, fmt, rounding, drawn)
+    if tiling.ragged:
+        out[...] = tiling.restore(target)
+
+
+def split(
+    x: Array, fmt: Scaled, rounding: Mode, words: Array | None = None
+) -> tuple[Array, Scales]:
+    """Return (elements, scales): the numbers that are stored, as float64.
+
+    The elements have x's shape; those of affine formats include the zero point.  The arrays of
+    `Scales` have the shape of the grid of blocks: x's, with the number of blocks for lengths.
+    """
+    xp, tiling = array_module(x), Tiling.of(x.shape, fmt.block)
+    # Blocks without a value have the scale of zeros.
+    source = tiling.view(xp.ascontiguousarray(x)) if x.size else xp.zeros((1, 1, 1, 1))
+    drawn = None if words is None or x.size == 0 else tiling.view(words)
+    view = xp.empty(source.shape)
+    with np.errstate(all="ignore"):
+        found = find_scales(source, fmt)
+        _round(source, view, found, fmt, rounding, drawn, multiply=False)
+        if found.zero_points is not None:
+            view += found.zero_points[:, None, :, None]
+
+    def laid_out(part: Array) -> Array:
+        return part.reshape(tiling.grid) if x.size else xp.broadcast_to(part[0, 0], tiling.grid)
+
+    zero_points = None if found.zero_points is None else laid_out(found.zero_points)
+    elements = tiling.restore(view) if x.size else xp.empty(x.shape)
+    return elements, Scales(laid_out(found.blocks), found.tensor, zero_points)
+
+
+def join(elements: Array, scales: Scales, fmt: Scaled) -> Array:
+    """Return the values that elements and scales, as `split` gives them, stand for, as float64."""
+    tiling = Tiling.of(elements.shape, fmt.block)
+    if elements.size == 0:
+        return elements
+    view = tiling.view(elements)
+    high, _, across, _ = view.shape
+    if scales.zero_points is not None:
+        view = view - scales.zero_points.reshape(high, 1, across, 1)
+    return tiling.restore(view * scales.total.reshape(high, 1, across, 1))
+
+
+def find_scales(view: Array, fmt: Scaled) -> Scales:
+    """Return the scales of the blocks of an (R, M, C, N) array, by the format's rule."""
+    xp = array_module(view)
+    if fmt.affine:
+        return _affine_scales(view, fmt)
+    amax = _amax(view)
+    finite = xp.isfinite(amax)
+    if not finite.all():
+        amax[~finite] = xp.nan
+    if fmt.amax_min:
+        xp.maximum(amax, fmt.amax_min, out=amax)
+    if fmt.tensor_scale is None:
+        return Scales(_stored(_ratio(amax, fmt), amax == 0, fmt.scale, fmt.smallest_scale))
+    top = amax.max(where=finite, initial=0.0, keepdims=True)
+    ratio = top / (fmt.element.max * fmt.scale.max)
+    tensor = _stored(ratio, top == 0, fmt.tensor_scale, fmt.tensor_scale.smallest_subnormal)
+    ratio = amax / (fmt.element.max * tensor)
+    return Scales(_stored(ratio, amax == 0, fmt.scale, fmt.smallest_scale), tensor)
+
+
+def _affine_scales(view: Array, fmt: Scaled) -> Scales:
+    """Return scales and zero points of blocks whose values lie between two ends, 0 included."""
+    xp = array_module(view)
+    low = xp.minimum(view.min(axis=(1, 3)), 0).astype(np.float64)
+    high = xp.maximum(view.max(axis=(1, 3)), 0).astype(np.float64)
+    ratio = (high - low) / (fmt.max - fmt.min)
+    scales = _stored(ratio, high == low, fmt.scale, fmt.smallest_scale)
+    zero_points = xp.clip(fmt.min - xp.rint(low / scales), fmt.min, fmt.max)
+    return Scales(scales, zero_points=xp.nan_to_num(zero_points))
+
+
+def _ratio(amax: Array, fmt: Scaled) -> Array:
+    """Return the scale that the rule gives, before it is rounded to its own format."""
+    xp, element = array_module(amax), fmt.element
+    if fmt.rule is Rule.MAX:
+        return amax / element.max
+    if fmt.rule is Rule.SPAN:
+        return amax / ((fmt.max - fmt.min) / 2)
+    binade = (amax.view(np.uint64) & _EXPONENT).view(np.float64)  # 2^e; subnormals: 0, and no loss
+    ratio = binade * 2.0**-element.emax
+    threshold = _doubled_above(fmt)
+    if threshold < 2:
+        xp.add(ratio, ratio, out=ratio, where=amax > binade * threshold)
+    xp.copyto(ratio, xp.nan, where=xp.isnan(amax))  # whose bits were read as 2^1024
+    return ratio
+
+
+def _doubled_above(fmt: Scaled) -> float:
+    """Return the significand of amax above which the scale is twice that of `Rule.FLOOR`."""
+    element = fmt.element
+    match fmt.rule:
+        case Rule.CEIL:
+            return 1.0
+        case Rule.RCEIL:
+            return element.max / 2.0**element.emax
+        case Rule.EVEN:  # from this tie on, the element's significand rounds up to 2
+            return math.nextafter(2 - 2.0**-element.precision, 0)
+    return 2.0
+
+
+def _stored(ratio: Array, of_zeros: Array, scale: Format, least: float) -> Array:
+    """Return the ratios as scales: rounded to nearest, no less than `least`, NaN if infinite."""
+    xp = array_module(ratio)
+    beyond = Overflow.IEEE if scale.has_inf else Overflow.SATURATE
+    round_into(ratio, ratio, scale, Rounding.NEAREST, beyond)
+    xp.maximum(ratio, least, out=ratio)
+    if scale.has_inf:
+        ratio[xp.isinf(ratio)] = xp.nan
+        ratio[of_zeros] = 1
+    return ratio
+
+
+def _amax(view: Array) -> Array:
+    """Return the largest magnitude of each block, as float64; NaN counts as the largest of all."""
+    xp = array_module(view)
+    uint: Any = np.uint32 if view.dtype == np.float32 else np.uint64
+    magnitude = uint(np.iinfo(uint).max >> 1)
+    found = xp.zeros((view.shape[0], view.shape[2]), uint)
+    for rows, inner, across, columns in slabs(view):
+        bits = view[rows, inner, across, columns].view(uint) & magnitude
+        if bits.shape[1] > 1:
+            bits = bits.max(axis=1, keepdims=True)
+        largest = _largest_of_runs(bits, bits.shape[3]).reshape(bits.shape[0], bits.shape[2])
+        part = found[rows, across]
+        xp.maximum(part, largest, out=part)
+    return found.view(view.dtype).astype(np.float64)  # type: ignore[no-any-return]
+
+
+def _largest_of_runs(bits: Array, length: int) -> Array:
+    """Return the maximum of each run of `length`: short ones by halving, which a reduction is not
+    fast at."""
+    xp, flat = array_module(bits), bits.reshape(-1)
+    while length % 2 == 0 and length <= _REPEATED:
+        flat, length = xp.maximum(flat[::2], flat[1::2]), length // 2
+    return flat.reshape(-1, length).max(axis=1) if length > 1 else flat
+
+
+def _round(
+    source: Array,
+    target: Array,
+    scales: Scales,
+    fmt: Scaled,
+    rounding: Mode,
+    words: Array | None,
+    *,
+    multiply: bool = True,
+) -> None:
+    """Divide by the scales, round to the elements, and multiply again (or leave the elements)."""
+    xp = array_module(source)
+    grid = _wider(fmt.element) if fmt.full_range or fmt.affine else fmt.element
+    work, certain = _carrier(source, fmt, rounding)
+    total = divisors = scales.total.astype(work, copy=False)
+    if fmt.smallest_scale == 0:  # over a scale that underflowed to zero, elements saturate
+        divisors = xp.where(total == 0, _TINY, total)
+    for slab in slabs(source, work.itemsize):
+        rows, _, across, _ = slab
+        part = source[slab]
+        divisor = _spread(divisors[rows, across], part.shape[3])
+        quotient = xp.divide(part, divisor, out=xp.empty(part.shape, work))
+        _keep_inexact(part, quotient, rounding, fmt.element.quantum)
+        drawn = None if words is None else xp.ascontiguousarray(words[slab])
+        rounded = quotient if certain else xp.empty_like(quotient)
+        round_into(quotient, rounded, grid, rounding, Overflow.SATURATE, drawn)
+        if not certain:
+            _redo_midpoints(part, divisors[rows, across], quotient, rounded, grid, rounding)
+        if grid is not fmt.element:
+            zero = (
+                0.0 if scales.zero_points is None else scales.zero_points[rows, None, across, None]
+            )
+            xp.clip(rounded, fmt.min - zero, fmt.max - zero, out=rounded, casting="same_kind")
+        if multiply:
+            factor = divisor if fmt.smallest_scale else _spread(total[rows, across], part.shape[3])
+            xp.multiply(rounded, factor, out=target[slab], casting="same_kind")
+        else:
+            target[slab] = rounded
+
+
+def _carrier(source: Array, fmt: Scaled, rounding: Mode) -> tuple[np.dtype[Any], bool]:
+    """Return the dtype in which to divide and round, and whether quotients in it are certain."""
+    wide = np.dtype(np.float64)
+    if source.dtype == wide or fmt.element.quantum < 2.0**-100:  # room for quotients below it
+        return wide, True
+    if fmt.has_powers:
+        return source.dtype, True
+    held = fmt.scale == FP32 and fmt.tensor_scale is None  # the scale itself is a float32
+    to_nearest = rounding in (Rounding.NEAREST, Rounding.NEAREST_AWAY)
+    fast = held and to_nearest and fmt.smallest_scale > 0 and fmt.element.precision <= 12
+    return (source.dtype, False) if fast else (wide, True)
+
+
+def _redo_midpoints(
+    part: Array,
+    divisors: Array,
+    quotient: Array,
+    rounded: Array,
+    grid: Format,
+    rounding: Mode,
+) -> None:
+    """Round again, from float64, what in float32 looks like a midpoint between two elements.
+
+    A quotient rounded to float32 is on the same side of every float32 number as the quotient itself,
+    or it is that number.
+    """
+    xp = array_module(part)
+    if grid.is_integer:
+        suspect = xp.abs(quotient - rounded) == grid.quantum / 2
+    else:  # midpoints have one significand bit more than elements
+        below = np.uint32((1 << 22 - grid.man_bits) - 1)
+        suspect = (quotient.view(np.uint32) & below == 0) & (quotient != rounded)
+    if suspect.any():
+        row, _, across, _ = where = xp.nonzero(suspect)
+        again = part[where].astype(np.float64) / divisors[row, across].astype(np.float64)
+        round_into(again, again, grid, rounding, Overflow.SATURATE)
+        rounded[where] = again
+
+
+def _keep_inexact(part: Array, quotient: Array, rounding: Mode, quantum: float) -> None:
+    """Let a quotient too small for the carrier still be more than zero for modes that care."""
+    if rounding in (Rounding.UP, Rounding.DOWN, Rounding.TO_ODD):
+        xp = array_module(part)
+        lost = (quotient == 0) & (part != 0)
+        xp.copyto(quotient, xp.copysign(quantum / 4, part), where=lost, casting="same_kind")
+
+
+def _spread(scales: Array, width: int) -> Array:
+    """Return scales of shape (R, C) in a shape that broadcasts against (R, M, C, N) quickly."""
+    if 1 < width <= _REPEATED:
+        high, across = scales.shape
+        repeated = array_module(scales).repeat(scales, width, axis=1)
+        return repeated.reshape(high, 1, across, width)  # type: ignore[no-any-return]
+    return scales[:, None, :, None]
+
+
+def _wider(element: Format) -> Format:
+    """Return the integers of twice the range: room for a zero point and for the lowest code."""
+    name, bits = f"{element.name}_wide", element.man_bits + 1
+    return Format(name, 0, bits, Specials.FINITE, bias=element.bias - 1)

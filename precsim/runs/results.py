@@ -104,12 +104,14 @@ class Run:
 
     def final_loss(self, last: int = 20) -> float:
         """Return the mean training loss of the last steps; NaN once the weights are destroyed."""
-        return float(np.mean([r.loss for r in self.records[-last:]])) if self.records else np.nan
+        if not self.records or self.died_at is not None:
+            return float("nan")
+        return float(np.mean([r.loss for r in self.records[-last:]]))
 
     def valid_loss(self) -> float:
         """Return the last validation loss; NaN once the weights are destroyed."""
         measured = [r.valid_loss for r in self.records if r.valid_loss is not None]
-        return measured[-1] if measured else float("nan")
+        return measured[-1] if measured and self.died_at is None else float("nan")
 
     def sample(self, length: int = 80, temperature: float = 0.7, prompt: str = "") -> str:
         """Return the text with which the model goes on after `prompt`.

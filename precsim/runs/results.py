@@ -133,7 +133,8 @@ class Run:
 def first_trouble(rows: list[OpCounts], policy: Policy, *, skipped: bool = False) -> Trouble | None:
     """Return the first op of a step whose rounding did harm, or None.
 
-    Passed over: overflow in the backward pass of a step that the scaler skipped, which is how it
+    A result that is no number before rounding (x / eps, where eps has become 0) is harm, too.
+    Passed over: overflow behind the forward pass of a step that the scaler skipped, which is how it
     finds its scale; what stochastic rounding flushes or loses, which comes back on average; and ops
     that make less than 1 % of their role's values (a bias, a norm's gain): true, but not decisive.
     """
@@ -141,8 +142,11 @@ def first_trouble(rows: list[OpCounts], policy: Policy, *, skipped: bool = False
     for row in rows:
         sizes[row.role] += row.n
     for row in rows:
-        if row.overflowed and not (skipped and row.phase == "backward"):
-            return Trouble(row.step, row.path, f"{row.overflowed} of {row.n} overflowed")
+        if not skipped or row.phase == "forward":
+            if row.overflowed:
+                return Trouble(row.step, row.path, f"{row.overflowed} of {row.n} overflowed")
+            if row.nonfinite_in:
+                return Trouble(row.step, row.path, f"{row.nonfinite_in} of {row.n} not finite")
         by_chance = getattr(policy, row.role).rounding is Rounding.STOCHASTIC
         if not by_chance and row.n >= sizes[row.role] / 100 and (what := _loss_of_most(row)):
             return Trouble(row.step, row.path, what)

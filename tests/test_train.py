@@ -1,6 +1,7 @@
 """Runs: same config, same bits; every recipe learns; skipped steps, accumulation, death."""
 
 from dataclasses import fields
+from functools import cache
 from hashlib import sha256
 
 import numpy as np
@@ -8,13 +9,19 @@ import pytest
 
 import precsim as ps
 from precsim.nn import optim
-from precsim.runs.data import Batches, DataError
+from precsim.runs.data import Batches, DataError, load
 
 SMALL = ps.TrainConfig(
     data="reverse", layers=1, heads=2, width=16, context=16, batch=4, steps=4, warmup=1,
     lr=1e-2, eval_every=2,
 )  # fmt: skip
 FP64 = str(ps.Policy.uniform("fp64"))
+
+corpus = cache(load)
+
+
+def train(config, **options):
+    return ps.train(config, corpus=corpus(config.data), **options)
 
 
 def bits(run):
@@ -39,57 +46,55 @@ def with_recipe(name, **changes):
 @pytest.mark.parametrize("name", ps.RECIPES)
 def test_every_recipe_trains_and_observers_change_no_bit(name, data):
     config, counters = with_recipe(name, data=data), ps.Counters()
-    run = ps.train(config)
+    run = train(config)
     assert run.died_at is None
     assert len(run.records) == config.steps
     assert np.isfinite(run.steps["loss"]).all()
     assert [r.valid_loss is None for r in run.records] == [True, False, True, False]
-    bare = ps.train(config, observe=False)
-    watched = ps.train(config, observers=(counters,))
+    bare = train(config, observe=False)
+    watched = train(config, observers=(counters,))
     assert bits(run) == bits(bare) == bits(watched)
     assert counters.rows
-    assert bits(ps.train(config.change(seed=1))) != bits(run)
+    assert bits(train(config.change(seed=1))) != bits(run)
 
 
 @pytest.mark.parametrize("arithmetic", ["exact", "fast"])
 def test_a_run_learns(arithmetic):
     config = SMALL.change(data="zen", policy=f"arithmetic={arithmetic}", steps=60, batch=8)
-    losses = ps.train(config, observe=False).steps["loss"]
+    losses = train(config, observe=False).steps["loss"]
     assert losses[-10:].mean() < losses[0] - 0.8
 
 
 def test_what_happens_around_a_run_does_not_matter():
     config = with_recipe("int8")
-    want = bits(ps.train(config))
+    want = bits(train(config))
     with ps.using("fp16:stochastic", seed=9, step=5, scope="elsewhere", observers=[lambda e: None]):
         ps.tensor([0.1]) + 1
-        assert bits(ps.train(config)) == want
+        assert bits(train(config)) == want
 
 
 def test_evaluating_more_often_changes_neither_the_run_nor_an_evaluation():
     """Also with stochastic rounding in the forward pass, whose draws must not depend on history."""
     config = SMALL.change(policy="bf16:stochastic")
-    often, seldom = ps.train(config.change(eval_every=1)), ps.train(config.change(eval_every=4))
+    often, seldom = train(config.change(eval_every=1)), train(config.change(eval_every=4))
     assert [r.valid_loss for r in seldom.records[:3]] == [None] * 3
     assert often.records[3].valid_loss == seldom.records[3].valid_loss
     assert [r.loss for r in often.records] == [r.loss for r in seldom.records]
 
 
 def test_the_learning_rate_is_the_schedule():
-    cosine = ps.train(SMALL, observe=False).steps["lr"]
+    cosine = train(SMALL, observe=False).steps["lr"]
     np.testing.assert_array_equal(
         cosine, [optim.learning_rate(step, 4, 1e-2, 1, floor=0.1) for step in range(4)]
     )
-    constant = ps.train(SMALL.change(schedule="constant"), observe=False).steps["lr"]
+    constant = train(SMALL.change(schedule="constant"), observe=False).steps["lr"]
     np.testing.assert_array_equal(constant, [1e-2] * 4)
 
 
 def test_an_overflow_skips_the_update_and_halves_the_scale():
     """2^24 overflows fp16 until it is small enough; no weight moves before."""
     snapshots, config = [], with_recipe("fp16_scaled", loss_scale="dynamic:16777216:3", steps=16)
-    run = ps.train(
-        config, observers=(lambda e: snapshots.append(e) if e.op == "apply_update" else 0,)
-    )
+    run = train(config, observers=(lambda e: snapshots.append(e) if e.op == "apply_update" else 0,))
     skipped = run.steps["skipped"]
     first = int(np.argmin(skipped))
     assert 1 < first < 12
@@ -106,21 +111,21 @@ def test_an_overflow_skips_the_update_and_halves_the_scale():
 @pytest.mark.parametrize("loss_scale", ["none", "static:16777216"])
 def test_without_dynamic_scaling_nothing_is_skipped_and_overflow_kills(loss_scale):
     config = with_recipe("fp16", loss_scale=loss_scale)
-    run = ps.train(config)
+    run = train(config)
     assert not run.steps["skipped"].any()
     assert (run.died_at is None) == (loss_scale == "none")
 
 
 def test_a_scale_that_died_destroys_the_weights_as_in_pytorch():
     """At 2^-128 its inverse is infinite, and the gradients were finite when they were checked."""
-    run = ps.train(SMALL.change(loss_scale=f"dynamic:{2.0**-128!r}"))
+    run = train(SMALL.change(loss_scale=f"dynamic:{2.0**-128!r}"))
     assert (run.died_at, run.records[0].skipped) == (0, False)
-    alive = ps.train(SMALL.change(loss_scale=f"dynamic:{2.0**-127!r}", steps=1))
+    alive = train(SMALL.change(loss_scale=f"dynamic:{2.0**-127!r}", steps=1))
     assert alive.died_at is None
 
 
 def test_adam_in_pure_fp16_destroys_the_model_at_once():
-    run = ps.train(SMALL.change(policy="fp16", eps=1e-8, steps=10, eval_every=1))
+    run = train(SMALL.change(policy="fp16", eps=1e-8, steps=10, eval_every=1))
     assert run.died_at == 0
     assert len(run.records) == 1
     assert np.isfinite(run.records[0].loss)
@@ -130,26 +135,26 @@ def test_adam_in_pure_fp16_destroys_the_model_at_once():
     assert run.trouble is not None
     assert (run.trouble.step, run.trouble.path.partition("/")[0]) == (0, "update")
     assert "not finite" in run.trouble.what
-    assert ps.train(SMALL.change(policy="fp16", eps=1e-4, warmup=3)).died_at is None
+    assert train(SMALL.change(policy="fp16", eps=1e-4, warmup=3)).died_at is None
 
 
 @pytest.fixture
 def in_order(monkeypatch):
     """Let batch k of n rows be rows k*n to (k+1)*n of the text: four small ones make a large one."""
 
-    def train(self, step):
+    def batch(self, step):
         rows = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         return self._rows(self.corpus.train, rows.astype(float))
 
-    monkeypatch.setattr(Batches, "train", train)
+    monkeypatch.setattr(Batches, "train", batch)
 
 
 @pytest.mark.usefixtures("in_order")
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_four_micro_batches_are_one_batch_four_times_as_large(optimizer):
     config = SMALL.change(policy=FP64, optimizer=optimizer, clip=0.5)
-    one = ps.train(config.change(batch=8))
-    four = ps.train(config.change(batch=2, accumulation=4))
+    one = train(config.change(batch=8))
+    four = train(config.change(batch=2, accumulation=4))
     np.testing.assert_allclose(four.steps["loss"], one.steps["loss"], rtol=1e-12)
     np.testing.assert_allclose(four.steps["grad_norm"], one.steps["grad_norm"], rtol=1e-12)
     for name, want in weights(one).items():
@@ -160,7 +165,7 @@ def test_four_micro_batches_are_one_batch_four_times_as_large(optimizer):
 @pytest.mark.parametrize(("count", "tolerance"), [(1024, 0), (1000, 1e-11)])
 def test_micro_batches_not_computed_change_nothing_in_float64(count, tolerance):
     config = SMALL.change(policy=FP64, optimizer="sgd")
-    plain, divided = ps.train(config), ps.train(config.change(micro_batches=count))
+    plain, divided = train(config), train(config.change(micro_batches=count))
     for name, want in weights(plain).items():
         np.testing.assert_allclose(
             weights(divided)[name], want, rtol=tolerance, atol=tolerance / 10
@@ -171,7 +176,7 @@ def test_micro_batches_not_computed_change_nothing_in_float64(count, tolerance):
 def test_micro_batches_push_fp16_gradients_into_zero_and_the_loss_scale_pulls_them_out():
     config, many = with_recipe("fp16", steps=1), 2**18
     plain, divided, rescued = (
-        ps.train(config.change(micro_batches=count, loss_scale=scale)).records[0].flushed
+        train(config.change(micro_batches=count, loss_scale=scale)).records[0].flushed
         for count, scale in ((1, "none"), (many, "none"), (many, f"static:{many}"))
     )
     assert divided > plain + 0.2
@@ -181,14 +186,14 @@ def test_micro_batches_push_fp16_gradients_into_zero_and_the_loss_scale_pulls_th
 @pytest.mark.parametrize("scale", ["static:1024", "dynamic:65536:2"])
 def test_a_loss_scale_changes_no_bit_in_float64(scale):
     config = SMALL.change(policy=FP64)
-    scaled = weights(ps.train(config.change(loss_scale=scale)))
-    for name, want in weights(ps.train(config)).items():
+    scaled = weights(train(config.change(loss_scale=scale)))
+    for name, want in weights(train(config)).items():
         np.testing.assert_array_equal(scaled[name], want)
 
 
 def test_listeners_get_every_record_and_its_counts():
     heard = []
-    run = ps.train(with_recipe("fp16"), on_step=lambda record, rows: heard.append((record, rows)))
+    run = train(with_recipe("fp16"), on_step=lambda record, rows: heard.append((record, rows)))
     assert [record for record, _ in heard] == run.records
     for record, rows in heard:
         assert {row.step for row in rows} == {record.step}
@@ -200,12 +205,12 @@ def test_listeners_get_every_record_and_its_counts():
     for role, counts in run.counts.items():
         assert counts.n == sum(r.n for _, rows in heard for r in rows if r.role == role)
     silent = []
-    ps.train(SMALL, observe=False, on_step=lambda record, rows: silent.extend(rows))
+    train(SMALL, observe=False, on_step=lambda record, rows: silent.extend(rows))
     assert silent == []
 
 
 def test_records_are_columns_too():
-    run = ps.train(SMALL)
+    run = train(SMALL)
     columns = run.steps
     assert set(columns) == {f.name for f in fields(run.records[0])}
     np.testing.assert_array_equal(columns["step"], range(4))
@@ -216,7 +221,7 @@ def test_records_are_columns_too():
 
 
 def test_a_sample_is_text_of_the_corpus_and_the_same_every_time():
-    run = ps.train(SMALL.change(data="zen"), observe=False)
+    run = train(SMALL.change(data="zen"), observe=False)
     text = run.sample(40)
     assert text == run.sample(40)
     assert len(text.encode()) == 40
@@ -228,7 +233,7 @@ def test_a_sample_is_text_of_the_corpus_and_the_same_every_time():
 
 def test_weights_live_where_the_policy_says_after_every_step():
     for name, stored in {"fp16_scaled": "fp32", "bf16": "bf16"}.items():
-        run = ps.train(with_recipe(name))
+        run = train(with_recipe(name))
         for parameter in run.model.parameters.values():
             assert parameter.format == ps.format(stored)
             np.testing.assert_array_equal(ps.quantize(parameter.data, stored), parameter.data)

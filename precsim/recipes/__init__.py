@@ -1,5 +1,6 @@
 """Recipes: named combinations of policy and loss scale, as data."""
 
-from precsim.recipes.recipe import RECIPES, Recipe, recipe
+from precsim.recipes.recipe import Recipe
+from precsim.recipes.registry import BASIC, RECIPES, recipe
 
-__all__ = ["RECIPES", "Recipe", "recipe"]
+__all__ = ["BASIC", "RECIPES", "Recipe", "recipe"]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from precsim.engine.policy import Policy
-from precsim.recipes.basic import BASIC
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train.  `format` is the one that it is about, which gives figures their colour."""
+    """One way to train.  `format` is the one that it is about, which gives figures their colour.
+
+    `loss_scale` is as in `precsim.nn.scaling.parse`; `optimizer` are entries of a `TrainConfig` that
+    belong to the recipe (Adam's epsilon, say).  `about` says what it does, `source` whose rule it is
+    and in which version, `oracle` what it has been compared with, and what it has not.
+    """
 
     name: str
     title: str
@@ -21,26 +23,11 @@ class Recipe:
     policy: Policy
     loss_scale: str
     about: str
+    source: str = ""
+    oracle: str = ""
+    optimizer: tuple[tuple[str, Any], ...] = ()
 
     def settings(self) -> dict[str, Any]:
         """Return the entries that it sets in a `TrainConfig`."""
-        return {"policy": str(self.policy), "loss_scale": self.loss_scale}
-
-
-RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
-    {
-        name: Recipe(name, title, fmt, Policy.parse(policy), scale, about)
-        for name, title, fmt, policy, scale, about in BASIC
-    }
-)
-"""Every recipe by name, in the order in which tables print them."""
-
-
-def recipe(name: str) -> Recipe:
-    """Return the recipe called `name`; raise `ValueError` with the nearest names for another."""
-    if name in RECIPES:
-        return RECIPES[name]
-    near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(RECIPES)}"
-    msg = f"unknown recipe {name!r}: {hint}"
-    raise ValueError(msg)
+        entries = {"policy": str(self.policy), "loss_scale": self.loss_scale}
+        return entries | dict(self.optimizer)

@@ -1,0 +1,31 @@
+"""All recipes by name.  A new one goes into one of the files below, a new file into `RECIPES`."""
+
+from __future__ import annotations
+
+import difflib
+from types import MappingProxyType
+
+from precsim.recipes import apex, basic, keras, torch
+from precsim.recipes.recipe import Recipe
+
+RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
+    {
+        recipe.name: recipe
+        for part in (basic, torch, apex, keras)
+        for recipe in part.RECIPES
+    }
+)  # fmt: skip
+"""Every recipe by name, in the order in which tables print them."""
+
+BASIC = tuple(recipe.name for recipe in basic.RECIPES)
+"""Names of the six that the demo compares."""
+
+
+def recipe(name: str) -> Recipe:
+    """Return the recipe called `name`; raise `ValueError` with the nearest names for another."""
+    if name in RECIPES:
+        return RECIPES[name]
+    near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(RECIPES)}"
+    msg = f"unknown recipe {name!r}: {hint}"
+    raise ValueError(msg)

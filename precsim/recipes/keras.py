@@ -30,7 +30,7 @@ _NO_KERAS = (
     "gradients of the same casts written out in PyTorch 2.13 on a CPU; Keras was read, not run, and "
     "its backends may round more (TensorFlow adds a bias apart) or less often (XLA fuses)"
 )
-_ADAM = (("eps", 1e-7),)
+_ADAM = {"eps": 1e-7}
 
 RECIPES = (
     Recipe(
@@ -43,7 +43,7 @@ RECIPES = (
         "This model scales attention scores where Keras scales the query.",
         source=_SOURCE,
         oracle=_NO_KERAS,
-        optimizer=_ADAM,
+        entries=_ADAM,
     ),
     Recipe(
         name="keras_mixed_bfloat16",
@@ -54,7 +54,7 @@ RECIPES = (
         about="bf16 layers, fp32 variables, no loss scaling.",
         source=_SOURCE,
         oracle=_NO_KERAS,
-        optimizer=_ADAM,
+        entries=_ADAM,
     ),
     Recipe(
         name="keras_float16",
@@ -66,6 +66,6 @@ RECIPES = (
         "loss.  compile adds no loss scaling here.",
         source=_SOURCE,
         oracle=_NO_KERAS,
-        optimizer=_ADAM,
+        entries=_ADAM,
     ),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from precsim.engine.policy import Policy
@@ -12,9 +13,10 @@ from precsim.engine.policy import Policy
 class Recipe:
     """One way to train.  `format` is the one that it is about, which gives figures their colour.
 
-    `loss_scale` is as in `precsim.nn.scaling.parse`; `optimizer` are entries of a `TrainConfig` that
-    belong to the recipe (Adam's epsilon, say).  `about` says what it does, `source` whose rule it is
-    and in which version, `oracle` what it has been compared with, and what it has not.
+    `loss_scale` is as in `precsim.nn.scaling.parse`.  `entries` are those of a `TrainConfig` that it
+    sets besides (an optimizer, Adam's epsilon, a precision schedule).  `differs`: where it departs
+    from standard practice, a sentence each, for a banner.  `about` says what it does, `source` whose
+    rule it is and in which version, `oracle` what it was compared with, and what it was not.
     """
 
     name: str
@@ -23,11 +25,11 @@ class Recipe:
     policy: Policy
     loss_scale: str
     about: str
+    entries: Mapping[str, Any] = field(default_factory=dict)
+    differs: tuple[str, ...] = ()
     source: str = ""
     oracle: str = ""
-    optimizer: tuple[tuple[str, Any], ...] = ()
 
     def settings(self) -> dict[str, Any]:
         """Return the entries that it sets in a `TrainConfig`."""
-        entries = {"policy": str(self.policy), "loss_scale": self.loss_scale}
-        return entries | dict(self.optimizer)
+        return {"policy": str(self.policy), "loss_scale": self.loss_scale, **self.entries}

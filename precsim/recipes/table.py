@@ -1,0 +1,244 @@
+"""What is in which format under a recipe, found out by running one step of a tiny GPT under it.
+
+`rows` is the table that `precsim recipes` prints, `diff` what `precsim recipes diff A B` does.
+Nothing here reads a policy's rules: it looks at what they did.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+
+from precsim.engine.context import using
+from precsim.engine.dispatch import Event
+from precsim.nn import scaling
+from precsim.nn.gpt import GPT, GPTConfig
+from precsim.nn.grad_scaler import GradScaler
+from precsim.recipes.recipe import Recipe
+from precsim.recipes.registry import RECIPES, recipe
+
+TINY = GPTConfig(layers=1, heads=2, width=32, context=8, vocabulary=32)
+
+PARTS = ("embedding", "linear", "attention", "softmax", "layer norm", "gelu", "residual", "loss",
+         "seed")  # fmt: skip
+"""Where an op of the GPT belongs; "attention" is its two products and the scaling of the scores."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Formats by part of the model, each in the order in which it was first seen.
+
+    `forward` and `backward` are those of activations and their gradients, `weight_gradients` those
+    in which gradients of weights are computed, `grad` those in which they are handed over; `casts`
+    counts changes of format in one step.
+    """
+
+    forward: dict[str, str]
+    backward: dict[str, str]
+    weight_gradients: dict[str, str]
+    grad: str
+    casts: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe in the table; formats, several joined by "/" in the order in which they occur."""
+
+    name: str
+    weights: str
+    master: str
+    matmuls: str
+    softmax: str
+    norm: str
+    gelu: str
+    residual: str
+    loss: str
+    backward: str
+    weight_gradients: str
+    grad: str
+    update: str
+    state: str
+    scaling: str
+    casts: int
+    about: str
+
+    def to_dict(self) -> dict[str, str | int]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that two recipes do differently."""
+
+    where: str
+    what: str
+    a: str
+    b: str
+
+
+def trace(one: Recipe) -> Trace:
+    """Run one step of a tiny GPT and return what was in which format."""
+    seen: dict[str, dict[str, Counter[str]]] = {}
+    casts = 0
+
+    def note(event: Event) -> None:
+        nonlocal casts
+        if event.op == "cast" and event.scope != "seed":
+            casts += 1
+            return
+        role = seen.setdefault(event.role, {})
+        role.setdefault(_part(event), Counter())[_name(event)] += 1
+
+    with using(one.policy):
+        model = GPT(TINY)
+        tokens = np.arange(2 * TINY.context).reshape(2, TINY.context) % TINY.vocabulary
+        with using(observers=[note]):
+            loss = model.loss(tokens, tokens)
+            GradScaler(scaling.parse(one.loss_scale)).scale(loss).backward()
+    handed = [p.grad.format.name for p in model.parameters.values() if p.grad and p.grad.format]
+
+    def of(role: str) -> dict[str, str]:
+        found = seen.get(role, {})
+        return {part: "/".join(found[part]) for part in PARTS if part in found}
+
+    return Trace(
+        of("activations"),
+        of("gradients"),
+        of("weight_gradients"),
+        "/".join(dict.fromkeys(handed)),
+        casts,
+    )
+
+
+def row(one: Recipe) -> Row:
+    """Return what the table says of one recipe."""
+    seen = trace(one)
+    policy, forward = one.policy, seen.forward
+    return Row(
+        name=one.name,
+        weights=str(policy.weights),
+        master=str(policy.master_weights),
+        matmuls=_joined(forward, "linear", "attention"),
+        softmax=forward["softmax"],
+        norm=forward["layer norm"],
+        gelu=forward["gelu"],
+        residual=forward["residual"],
+        loss=forward["loss"],
+        backward=_joined(seen.backward, "linear", "attention"),
+        weight_gradients=seen.weight_gradients["linear"],
+        grad=seen.grad,
+        update=str(policy.update),
+        state=str(policy.optimizer_state),
+        scaling=_scaling(one),
+        casts=seen.casts,
+        about=one.about,
+    )
+
+
+def rows(recipes: Iterable[Recipe] = tuple(RECIPES.values())) -> list[Row]:
+    """Return the table, a row for each recipe."""
+    return [row(one) for one in recipes]
+
+
+def diff(a: str | Recipe, b: str | Recipe) -> list[Difference]:
+    """Return what two recipes do differently, in the order of a training step; [] if nothing.
+
+    Raises `ValueError` for an unknown name.
+    """
+    first, second = (recipe(one) if isinstance(one, str) else one for one in (a, b))
+    found: list[Difference] = []
+
+    def compare(where: str, left: dict[str, str], right: dict[str, str]) -> None:
+        for what in dict.fromkeys([*left, *right]):
+            x, y = left.get(what, "-"), right.get(what, "-")
+            if x != y:
+                found.append(Difference(where, what, x, y))
+
+    x, y = trace(first), trace(second)
+    compare("weights", _weights(first), _weights(second))
+    compare("forward", x.forward, y.forward)
+    compare("backward", x.backward, y.backward)
+    compare("weight gradients", x.weight_gradients, y.weight_gradients)
+    compare("weight gradients", {"handed over in": x.grad}, {"handed over in": y.grad})
+    compare("accumulators", _accumulators(first), _accumulators(second))
+    compare("update", _update(first), _update(second))
+    compare("loss scale", *_scalers(first, second))
+    compare("casts in a step", {"number": str(x.casts)}, {"number": str(y.casts)})
+    return found
+
+
+def _part(event: Event) -> str:
+    """Return where an op belongs, by its scope and op."""
+    last = event.scope.rpartition(".")[2]
+    if event.scope in ("seed", "loss.scale"):
+        return "seed"
+    if event.scope == "loss" or last == "gelu":
+        return last
+    if last.startswith("ln"):
+        return "layer norm"
+    if last == "attn":
+        plain = event.kind == "matmul" or event.op == "mul"
+        return "attention" if plain else "softmax"
+    if event.scope in ("wte", "wpe"):
+        return "residual" if event.op == "add" else "embedding"
+    if event.op in ("add", "accumulate") and event.scope.startswith("blocks."):
+        return "residual"
+    return "linear"
+
+
+def _name(event: Event) -> str:
+    """Return the precision as a policy spells it, or the format that "widest" came to."""
+    return event.format.name if event.precision.format == "widest" else str(event.precision)
+
+
+def _joined(formats: dict[str, str], *parts: str) -> str:
+    names = [name for part in parts for name in formats[part].split("/")]
+    return "/".join(dict.fromkeys(names))
+
+
+def _weights(one: Recipe) -> dict[str, str]:
+    policy = one.policy
+    return {
+        "stored": str(policy.weights),
+        "master copy": str(policy.master_weights),
+        "initially rounded to": str(policy.initial_weights or "-"),
+    }
+
+
+def _accumulators(one: Recipe) -> dict[str, str]:
+    policy = one.policy
+    named = {
+        f"{rule.op}{' in ' + rule.scope if rule.scope != '*' else ''}": str(rule.accumulator)
+        for rule in policy.rules
+        if rule.accumulator
+    }
+    named["elsewhere"] = str(policy.accumulator or "wide")
+    return named
+
+
+def _update(one: Recipe) -> dict[str, str]:
+    policy = one.policy
+    entries = {name: str(value) for name, value in one.entries.items()}
+    return {"arithmetic": str(policy.update), "state": str(policy.optimizer_state), **entries}
+
+
+def _scaling(one: Recipe) -> str:
+    """Return the kind of loss scale and where it starts: "torch from 65536"."""
+    scaler = scaling.parse(one.loss_scale)
+    if isinstance(scaler, scaling.NoScale):
+        return "none"
+    return f"{one.loss_scale.partition(':')[0]} from {scaler.scale:g}"
+
+
+def _scalers(a: Recipe, b: Recipe) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the constants of two dynamic scales, or else what kind of scale each is."""
+    first, second = scaling.parse(a.loss_scale), scaling.parse(b.loss_scale)
+    if type(first) is not type(second):
+        return {"kind": _scaling(a)}, {"kind": _scaling(b)}
+    names = [f.name for f in fields(first) if f.name not in ("skips", "clean_steps", "tolerated")]
+    left, right = ({n: f"{getattr(one, n)}" for n in names} for one in (first, second))
+    return left, right

@@ -1,0 +1,101 @@
+"""The table of recipes and what two of them do differently, found by running a step of each."""
+
+import json
+
+import pytest
+
+import precsim as ps
+from precsim.recipes import table
+
+
+def formats(name):
+    row = table.row(ps.recipe(name)).to_dict()
+    return " ".join(str(row[c]) for c in row if c not in ("name", "about", "scaling"))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    # weights master | matmuls softmax norm gelu residual loss | backward weight-grads .grad |
+    # update state casts
+    [
+        ("fp32", "fp32 none fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 0"),
+        ("torch_amp_fp16", "fp32 none fp16 fp32 fp32 fp16 fp32 fp32 fp16 fp16 fp32 fp32 fp32 32"),
+        ("torch_amp_cpu_bf16",
+         "fp32 none bf16 bf16 fp32 bf16 fp32 fp32 bf16 bf16 fp32 fp32 fp32 28"),
+        ("half", "fp16 none fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 0"),
+        ("apex_O1", "fp32 none fp16 fp32 fp32 fp32 fp32 fp32 fp16 fp16 fp32 fp32 fp32 36"),
+        ("apex_O2", "fp16 fp32 fp16 fp16 fp16 fp16 fp16 fp32 fp16 fp16 fp32 fp32 fp32 36"),
+        ("apex_O3", "fp16 none fp16 fp16 fp16 fp16 fp16 fp32 fp16 fp16 fp16 fp16 fp16 2"),
+        ("keras_mixed_float16",
+         "fp32 none fp16 fp16 fp32 fp16 fp16 fp32 fp16 fp16 fp32 fp32 fp32 36"),
+    ],
+)  # fmt: skip
+def test_what_is_in_which_format(name, expected):
+    assert formats(name) == expected
+
+
+def differences(a, b):
+    return [(d.where, d.what, d.a, d.b) for d in table.diff(a, b)]
+
+
+def test_cuda_and_cpu_autocast_differ_in_softmax_alone():
+    assert differences("torch_amp_fp16", "torch_amp_cpu_fp16") == [
+        ("forward", "softmax", "fp32", "fp16"),
+        ("backward", "softmax", "fp32", "fp16"),
+        ("casts in a step", "number", "32", "28"),
+    ]
+
+
+def test_apex_o1_is_cuda_autocast_with_gelu_in_fp32_and_a_scale_of_its_own():
+    found = differences("torch_amp_fp16", "apex_O1")
+    assert ("forward", "gelu", "fp16", "fp32") in found
+    assert ("loss scale", "maximum", "3.4028234663852886e+38", "16777216.0") in found
+    assert {where for where, *_ in found} == {
+        "forward", "backward", "loss scale", "casts in a step",
+    }  # fmt: skip
+
+
+def test_apex_o2_and_o3_differ_in_their_masters_update_and_scale():
+    found = differences("apex_O2", "apex_O3")
+    assert found[:2] == [
+        ("weights", "master copy", "fp32", "none"),
+        ("weights", "initially rounded to", "fp16", "-"),
+    ]
+    assert ("loss scale", "kind", "apex from 65536", "none") in found
+    assert "forward" not in {where for where, *_ in found}
+
+
+def test_entries_of_the_configuration_count_as_differences():
+    assert ("update", "eps", "-", "1e-07") in differences("fp32", "keras_mixed_float16")
+
+
+@pytest.mark.parametrize("name", ["fp32", "half", "apex_O2", "int8"])
+def test_a_recipe_does_not_differ_from_itself(name):
+    assert table.diff(name, ps.recipe(name)) == []
+
+
+def test_swapping_two_recipes_swaps_the_columns():
+    there = [(w, x, b, a) for w, x, a, b in differences("half", "apex_O1")]
+    assert sorted(there) == sorted(differences("apex_O1", "half"))
+
+
+def test_an_unknown_name_gets_the_nearest():
+    with pytest.raises(ValueError, match="unknown recipe 'torch_amp': did you mean torch_amp_"):
+        table.diff("torch_amp", "fp32")
+
+
+def test_the_whole_table_is_plain_data():
+    found = [row.to_dict() for row in table.rows()]
+    assert [row["name"] for row in found] == list(ps.RECIPES)
+    assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize("one", ps.RECIPES.values(), ids=ps.RECIPES)
+def test_a_recipe_is_complete_and_its_strings_are_read_again(one):
+    assert ps.Policy.parse(str(one.policy)) == one.policy
+    config = ps.TrainConfig().change(**one.settings())
+    assert ps.Policy.parse(config.policy) == one.policy
+    assert one.about.endswith(".")
+    assert ps.format(one.format)
+    assert [r.title for r in ps.RECIPES.values()].count(one.title) == 1
+    assert one.name == next(name for name, r in ps.RECIPES.items() if r is one)

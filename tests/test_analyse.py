@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import precsim as ps
-from precsim.analyse import blame, diff, drift, search, whatif
+from precsim.analyse import blame, diff, drift, search
 from precsim.analyse.moment import REFERENCE, Moment, promote, relative_error
+from precsim.observe import whatif
 from precsim.observe.counters import HIGHEST, LOWEST, OpCounts
 from precsim.runs.data import Batches, load
 

@@ -35,7 +35,7 @@ def dynamic_code(signed: bool) -> Array:
     The decade 10^-k, k from 0 to 6, is cut into 2^(6-k) equal parts for each sign (twice as many
     where there is one sign), and the middle of each is a number; 0 and 1 are numbers, too.
     """
-    numbers = [np.zeros(1, np.float32), np.ones(1, np.float32)]
+    numbers: list[Array] = [np.zeros(1, np.float32), np.ones(1, np.float32)]
     for decade in range(DECADES):
         parts = 2 ** (decade if signed else decade + 1)
         edges = _evenly_spaced(parts + 1)

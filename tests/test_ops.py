@@ -299,6 +299,14 @@ def test_ties_of_amax_share_the_gradient_and_hidden_elements_get_none(tied):
     np.testing.assert_array_equal(x.grad.numpy(), [0.5, 0.5, 0] if tied else [1, 0, 0])
 
 
+def test_a_row_of_amax_without_any_element_to_count_has_no_gradient():
+    x = ps.tensor([[1.0, 2.0], [3.0, 5.0]], requires_grad=True)
+    y = ps.ops.amax(x, axis=-1, keep=np.array([[False, False], [True, True]]))
+    y.backward([[7.0], [7.0]])
+    np.testing.assert_array_equal(y.numpy(), [[-np.inf], [5]])
+    np.testing.assert_array_equal(x.grad.numpy(), [[0, 0], [0, 7]])
+
+
 @pytest.mark.parametrize("arithmetic", ["exact", "fast"])
 @pytest.mark.parametrize("fmt", GRIDS)
 @pytest.mark.parametrize("name", [n for n in SAMPLES if OPS[n].kind != "movement"])

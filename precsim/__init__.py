@@ -26,6 +26,7 @@ from precsim.formats.scaled import Scaled
 from precsim.formats.stochastic import prob_up
 from precsim.nn import functional, optim, scaling
 from precsim.nn.gpt import GPT, GPTConfig
+from precsim.nn.grad_scaler import GradScaler
 from precsim.observe.counters import Counters, OpCounts
 from precsim.recipes import RECIPES, Recipe, recipe
 from precsim.runs.config import TrainConfig
@@ -42,6 +43,7 @@ __all__ = [
     "Counters",
     "Format",
     "GPTConfig",
+    "GradScaler",
     "OpCounts",
     "Policy",
     "Precision",

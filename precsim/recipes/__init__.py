@@ -1,6 +1,6 @@
 """Recipes: named combinations of policy and loss scale, as data."""
 
 from precsim.recipes.recipe import Recipe
-from precsim.recipes.registry import BASIC, RECIPES, recipe
+from precsim.recipes.registry import RECIPES, recipe
 
-__all__ = ["BASIC", "RECIPES", "Recipe", "recipe"]
+__all__ = ["RECIPES", "Recipe", "recipe"]

@@ -17,9 +17,6 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
 )  # fmt: skip
 """Every recipe by name, in the order in which tables print them."""
 
-BASIC = tuple(recipe.name for recipe in basic.RECIPES)
-"""Names of the six that the demo compares."""
-
 
 def recipe(name: str) -> Recipe:
     """Return the recipe called `name`; raise `ValueError` with the nearest names for another."""

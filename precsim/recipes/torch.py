@@ -63,6 +63,10 @@ _NO_CUDA = (
     "out agrees; CUDA's summation order is not reproduced"
 )
 _CPU = "op and dtype trace and gradients of PyTorch 2.13 on a CPU"
+_CPU_OPTIMIZER = (
+    f"{_CPU}, kernel by kernel; the optimizer rounds each line where PyTorch's addcmul and addcdiv "
+    "round once: after 5 steps 97 % of the weights are its own with SGD, 80 % or more with AdamW"
+)
 _WHOLE = "PyTorch 2.13, torch.nn.Module"
 
 RECIPES = (
@@ -117,7 +121,7 @@ RECIPES = (
         about="model.half(): weights, gradients, optimizer and its state, all fp16.  Adam's epsilon "
         "of 1e-8 is 0 there.  GradScaler refuses fp16 gradients, so there is no loss scale.",
         source=f"{_WHOLE}.half, kernels of a CPU",
-        oracle=_CPU + "; the optimizer rounds every line, PyTorch's addcmul and addcdiv only once",
+        oracle=_CPU_OPTIMIZER,
     ),
     Recipe(
         name="bfloat16",
@@ -128,6 +132,6 @@ RECIPES = (
         about="model.bfloat16(): weights, gradients, optimizer and its state, all bf16.  Small "
         "updates are lost: a weight has 8 significand bits.",
         source=f"{_WHOLE}.bfloat16, kernels of a CPU",
-        oracle=_CPU + "; the optimizer rounds every line, PyTorch's addcmul and addcdiv only once",
+        oracle=_CPU_OPTIMIZER,
     ),
 )

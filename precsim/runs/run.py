@@ -19,13 +19,14 @@ from precsim.runs.columns import OpTable, arrays_to_tensors, check_chunk
 from precsim.runs.data import Corpus
 from precsim.runs.files import DamagedError, RunError
 from precsim.runs.fork import fork
+from precsim.runs.lock import NAME as LOCK
 from precsim.runs.loop import Listener, state_before
 from precsim.runs.manifest import Manifest, read_manifest
 from precsim.runs.recorder import kept_every
 from precsim.runs.recovery import find_corpus, read_steps
 from precsim.runs.replay import Replay, replay
 from precsim.runs.results import Run, StepRecord, Trouble
-from precsim.runs.store import STEPS, Entry, Index, read_arrays, read_index
+from precsim.runs.store import INDEX, STEPS, Entry, Index, read_arrays, read_index
 from precsim.runs.trainer import Trainer
 
 
@@ -153,12 +154,19 @@ class StoredRun(Run):
         return find_corpus(self.manifest)
 
     def _read_records(self) -> list[StepRecord]:
-        """Read steps.jsonl; a line that a crash cut off is left out."""
+        """Read steps.jsonl; a line that a crash cut off is left out.
+
+        A run that was closed has no LOCK, and a checkpoint of its end.
+        """
+        closed = not (self.path / LOCK).exists()
         steps = read_steps(self.path, self.manifest.start)
         saved = self._saved.first if self._saved else self.manifest.start
-        if steps.damage or self.manifest.start + len(steps.records) < saved:
-            what = steps.damage or f"{STEPS} ends before step {saved}, where a checkpoint is"
-            msg = f"{self.path}: {what}; `precsim resume` computes it again"
+        reached = self.manifest.start + len(steps.records)
+        damage = steps.damage
+        if not damage and (reached < saved or (closed and reached > saved)):
+            damage = f"{STEPS} goes to step {reached}, the last checkpoint is of step {saved}"
+        if damage:
+            msg = f"{self.path}: {damage}; `precsim resume` computes it again"
             raise DamagedError(msg)
         return steps.records
 
@@ -170,8 +178,17 @@ class StoredRun(Run):
 
     @property
     def _index(self) -> Index:
-        """The index as it is now: a running run adds to it, and thins."""
-        return read_index(self.path)
+        """The index as it is now: a running run adds to it, and thins.
+
+        A run that was closed has no LOCK, and its index must end as it should.
+        """
+        closed = not (self.path / LOCK).exists()
+        index = read_index(self.path)
+        damage = [*index.damage, *([f"{INDEX} was cut off"] if closed and index.torn else [])]
+        if damage:
+            msg = f"{self.path}: {damage[0]}; `precsim check` says more"
+            raise DamagedError(msg)
+        return index
 
     @cached_property
     def _saved(self) -> Entry | None:

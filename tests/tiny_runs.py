@@ -1,0 +1,35 @@
+"""What the tests of run directories share: a run of milliseconds, and what to compare."""
+
+from pathlib import Path
+
+import numpy as np
+
+import precsim as ps
+from precsim.runs.store import read_arrays, read_index
+
+TINY = {
+    "data": "zen", "layers": 1, "heads": 1, "width": 4, "context": 8, "batch": 1, "policy": "bf16",
+    "steps": 5, "checkpoint_every": 2, "eval_every": 2, "observe": "counts",
+}  # fmt: skip
+
+
+def tiny(**changes):
+    """Return a config of a few milliseconds a step."""
+    return ps.TrainConfig(**(TINY | changes))
+
+
+def final(folder):
+    """Return what a finished run is compared by: its records' text and its last state, as bytes."""
+    folder = Path(folder)
+    last = read_index(folder).of("ckpt")[-1]
+    state = read_arrays(folder, last)
+    return (
+        (folder / "steps.jsonl").read_bytes(),
+        {name: array.tobytes() for name, array in state.items()},
+    )
+
+
+def hashes(folder):
+    """Return the hash of every op of every step."""
+    ops = ps.open(folder).ops()
+    return np.stack([ops["step"].astype(np.uint64), ops["hash"]])

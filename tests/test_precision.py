@@ -60,7 +60,7 @@ def test_an_accumulator_is_read_as_it_is_written(accumulator):
         ("int8:row:stochastic", ("int8:row", "stochastic", None)),
         ("e4m3:saturate:up:column", ("e4m3:column", "up", "saturate")),
         ("int8:tensor", ("int8", "nearest", None)),
-        ("mxfp4:stochastic:rceil", ("e2m1:1x32:e8m0:rceil", "stochastic", None)),
+        ("mxfp4:stochastic:rceil", ("mxfp4:rceil", "stochastic", None)),
         ("e2m1:1x16:e4m3+fp32:up:scale_min=0", ("nvfp4", "up", None)),
         ("widest", ("widest", "nearest", None)),
     ],

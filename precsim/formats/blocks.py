@@ -22,13 +22,16 @@ import numpy as np
 from precsim.formats.arrays import Array, array_module
 from precsim.formats.format import Format, Specials
 from precsim.formats.kernels import round_into
-from precsim.formats.modes import Mode, Overflow, Rounding
-from precsim.formats.scaled import FP32, Rule, Scaled
+from precsim.formats.modes import Mode, Overflow, Rounding, Stochastic, Variant
+from precsim.formats.scaled import FP32, Scaled, ScaleRule
 from precsim.formats.tiling import Tiling, slabs
 
 _EXPONENT = np.uint64(0x7FF0000000000000)
 
 _TINY = 2.0**-1000
+
+_MINDFUL = (Rounding.UP, Rounding.DOWN, Rounding.TO_ODD, Stochastic(Variant.EQUAL))
+"""Modes that may move a value up however close to its lower neighbour it lies."""
 
 _REPEATED = 64
 """Blocks of up to this width get their scale repeated: faster than broadcasting short runs."""
@@ -144,9 +147,9 @@ def _affine_scales(view: Array, fmt: Scaled) -> Scales:
 def _ratio(amax: Array, fmt: Scaled) -> Array:
     """Return the scale that the rule gives, before it is rounded to its own format."""
     xp, element = array_module(amax), fmt.element
-    if fmt.rule is Rule.MAX:
+    if fmt.rule is ScaleRule.MAX:
         return amax / element.max
-    if fmt.rule is Rule.SPAN:
+    if fmt.rule is ScaleRule.SPAN:
         return amax / ((fmt.max - fmt.min) / 2)
     binade = (amax.view(np.uint64) & _EXPONENT).view(np.float64)  # 2^e; subnormals: 0, and no loss
     ratio = binade * 2.0**-element.emax
@@ -158,14 +161,14 @@ def _ratio(amax: Array, fmt: Scaled) -> Array:
 
 
 def _doubled_above(fmt: Scaled) -> float:
-    """Return the significand of amax above which the scale is twice that of `Rule.FLOOR`."""
+    """Return the significand of amax above which the scale is twice that of `ScaleRule.FLOOR`."""
     element = fmt.element
     match fmt.rule:
-        case Rule.CEIL:
+        case ScaleRule.CEIL:
             return 1.0
-        case Rule.RCEIL:
+        case ScaleRule.RCEIL:
             return element.max / 2.0**element.emax
-        case Rule.EVEN:  # from this tie on, the element's significand rounds up to 2
+        case ScaleRule.EVEN:  # from this tie on, the element's significand rounds up to 2
             return math.nextafter(2 - 2.0**-element.precision, 0)
     return 2.0
 
@@ -288,7 +291,7 @@ def _redo_midpoints(
 
 def _keep_inexact(part: Array, quotient: Array, rounding: Mode, quantum: float) -> None:
     """Let a quotient too small for the carrier still be more than zero for modes that care."""
-    if rounding in (Rounding.UP, Rounding.DOWN, Rounding.TO_ODD):
+    if rounding in _MINDFUL:
         xp = array_module(part)
         lost = (quotient == 0) & (part != 0)
         xp.copyto(quotient, xp.copysign(quantum / 4, part), where=lost, casting="same_kind")

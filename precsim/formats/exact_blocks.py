@@ -14,9 +14,9 @@ from fractions import Fraction
 from itertools import product
 
 from precsim.formats import exact
-from precsim.formats.format import Format, floor_log2
+from precsim.formats.format import Format, Specials, floor_log2
 from precsim.formats.modes import Mode, Overflow, Rounding
-from precsim.formats.scaled import ALL, Block, Rule, Scaled
+from precsim.formats.scaled import ALL, Block, Scaled, ScaleRule
 
 
 @dataclass(frozen=True)
@@ -92,20 +92,20 @@ def tensor_scale(numbers: Sequence[float], fmt: Scaled) -> Fraction | float:
 def _ratio(amax: Fraction, fmt: Scaled) -> Fraction:
     """Return the scale that the rule gives for this amax, exactly."""
     element, two = fmt.element, Fraction(2)
-    if fmt.rule is Rule.MAX:
+    if fmt.rule is ScaleRule.MAX:
         return amax / Fraction(element.max)
-    if fmt.rule is Rule.SPAN:
+    if fmt.rule is ScaleRule.SPAN:
         return 2 * amax / (Fraction(fmt.max) - Fraction(fmt.min))
     if amax == 0:
         return Fraction(0)
     match fmt.rule:
-        case Rule.FLOOR:
+        case ScaleRule.FLOOR:
             return two ** (floor_log2(amax) - element.emax)
-        case Rule.CEIL:
+        case ScaleRule.CEIL:
             return two ** (_ceil_log2(amax) - element.emax)
-        case Rule.RCEIL:
+        case ScaleRule.RCEIL:
             return two ** _ceil_log2(amax / Fraction(element.max))
-        case Rule.EVEN:
+        case ScaleRule.EVEN:
             step = two ** (floor_log2(amax) - element.precision + 1)
             return two ** (floor_log2(round(amax / step) * step) - element.emax)
     raise AssertionError(fmt.rule)
@@ -137,7 +137,8 @@ def _element(
     quotient = exact.exact(x) / total if x else x  # a zero keeps its sign
     if not (fmt.full_range or fmt.affine):
         return exact.round(quotient, fmt.element, rounding, Overflow.SATURATE, random)
-    endless = Format("integers", 0, 50, "finite", bias=fmt.element.bias + fmt.element.man_bits - 50)  # type: ignore[arg-type]
+    same_step = fmt.element.bias + fmt.element.man_bits - 50
+    endless = Format("endless", 0, 50, Specials.FINITE, bias=same_step)
     rounded = exact.round(quotient, endless, rounding, Overflow.SATURATE, random)
     return min(max(rounded, fmt.min - zero_point), fmt.max - zero_point)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
 from precsim.formats.format import Format, Specials
-from precsim.formats.scaled import FP32, Block, Rule, Scaled, usual_rule
+from precsim.formats.scaled import FP32, Block, Scaled, ScaleRule, usual_rule
 
 AnyFormat = Format | Scaled
 
@@ -51,13 +51,13 @@ _E8M0, _MX = _ELEMENTS["e8m0"], Block(1, 32)
 _SCALED = (
     Scaled(_INT8, label="int8", note="-127..127, one scale"),
     Scaled(_INT4, label="int4", note="-7..7, one scale"),
-    Scaled(_ELEMENTS["e4m3"], _MX, _E8M0, Rule.FLOOR, label="mxfp8_e4m3", note="OCP MX"),
-    Scaled(_ELEMENTS["e5m2"], _MX, _E8M0, Rule.FLOOR, label="mxfp8_e5m2", note="OCP MX"),
-    Scaled(_ELEMENTS["e3m2"], _MX, _E8M0, Rule.FLOOR, label="mxfp6_e3m2", note="OCP MX"),
-    Scaled(_ELEMENTS["e2m3"], _MX, _E8M0, Rule.FLOOR, label="mxfp6_e2m3", note="OCP MX"),
-    Scaled(_ELEMENTS["e2m1"], _MX, _E8M0, Rule.FLOOR, label="mxfp4", note="OCP MX"),
-    Scaled(_INT8_Q6, _MX, _E8M0, Rule.FLOOR, full_range=True, label="mxint8", note="OCP MX"),
-    Scaled(_ELEMENTS["e2m1"], Block(1, 16), _ELEMENTS["e4m3"], Rule.MAX, FP32, scale_min=0.0,
+    Scaled(_ELEMENTS["e4m3"], _MX, _E8M0, ScaleRule.FLOOR, label="mxfp8_e4m3", note="OCP MX"),
+    Scaled(_ELEMENTS["e5m2"], _MX, _E8M0, ScaleRule.FLOOR, label="mxfp8_e5m2", note="OCP MX"),
+    Scaled(_ELEMENTS["e3m2"], _MX, _E8M0, ScaleRule.FLOOR, label="mxfp6_e3m2", note="OCP MX"),
+    Scaled(_ELEMENTS["e2m3"], _MX, _E8M0, ScaleRule.FLOOR, label="mxfp6_e2m3", note="OCP MX"),
+    Scaled(_ELEMENTS["e2m1"], _MX, _E8M0, ScaleRule.FLOOR, label="mxfp4", note="OCP MX"),
+    Scaled(_INT8_Q6, _MX, _E8M0, ScaleRule.FLOOR, full_range=True, label="mxint8", note="OCP MX"),
+    Scaled(_ELEMENTS["e2m1"], Block(1, 16), _ELEMENTS["e4m3"], ScaleRule.MAX, FP32, scale_min=0.0,
            label="nvfp4", note="NVIDIA, as Transformer Engine scales it"),
 )  # fmt: skip
 
@@ -80,6 +80,7 @@ ALIASES: MappingProxyType[str, str] = MappingProxyType(
 )  # fmt: skip
 """Names of ml_dtypes and PyTorch -> names used here (`float8_e4m3` is ml_dtypes' IEEE one)."""
 
+_BOUND = re.compile(r"(amax_min|scale_min)=(\d+\.?\d*(?:e[+-]?\d+)?)")
 _SPELLED = re.compile(r"e(\d+)m(\d+)")
 
 
@@ -93,7 +94,7 @@ def format(spec: str | AnyFormat) -> AnyFormat:
 
         tensor, row, column, 1x128, 128x128, 32x1, 1x32@0    which values share a scale (`Block`)
         fp32, e8m0, e4m3, ...; e4m3+fp32                     the scale's format; a tensor scale too
-        max, span, floor, ceil, even, rceil, pow2            how it follows from amax (`Rule`)
+        max, span, floor, ceil, even, rceil, pow2            how it follows from amax (`ScaleRule`)
         full, affine                                         integers: -128..127; a zero point
         amax_min=1e-4, scale_min=0.015625                    lower bounds (`Scaled`)
 
@@ -111,7 +112,7 @@ def format(spec: str | AnyFormat) -> AnyFormat:
 def is_scale_word(word: str) -> bool:
     """Whether a word, after a format and a colon, says something about scales."""
     try:
-        _read_word(word)
+        _read_word(word, word)
     except ValueError:
         return False
     return True
@@ -126,11 +127,7 @@ def _with_words(base: AnyFormat, words: list[str], spec: str) -> Scaled:
     """Return the base format with what the words say about its scales."""
     said: dict[str, Any] = {}
     for word in words:
-        try:
-            read = _read_word(word)
-        except ValueError as error:
-            msg = f"{error} in {spec!r}"
-            raise ValueError(msg) from None
+        read = _read_word(word, spec)
         if not said.keys().isdisjoint(read):
             msg = f"{spec!r} says {' and '.join(said.keys() & read)} twice: expected it once"
             raise ValueError(msg)
@@ -142,17 +139,16 @@ def _with_words(base: AnyFormat, words: list[str], spec: str) -> Scaled:
     return Scaled(base, **said)
 
 
-def _read_word(word: str) -> dict[str, Any]:
+def _read_word(word: str, spec: str) -> dict[str, Any]:
     """Return the fields of `Scaled` that a word sets; raise `ValueError` if it is no such word."""
     if (block := Block.parse(word)) is not None:
         return {"block": block}
-    if word == "pow2" or word in set(Rule):
-        return {"rule": Rule.RCEIL if word == "pow2" else Rule(word)}
+    if word == "pow2" or word in set(ScaleRule):
+        return {"rule": ScaleRule.RCEIL if word == "pow2" else ScaleRule(word)}
     if word in ("full", "affine"):
         return {"full_range" if word == "full" else word: True}
-    key, _, value = word.partition("=")
-    if key in ("amax_min", "scale_min"):
-        return {key: float(value)}
+    if match := _BOUND.fullmatch(word):
+        return {match[1]: float(match[2])}
     scale, plus, tensor_scale = word.partition("+")
     names = [ALIASES.get(name, name) for name in (scale, tensor_scale)]
     if isinstance(found := FORMATS.get(names[0]), Format):
@@ -161,20 +157,23 @@ def _read_word(word: str) -> dict[str, Any]:
         if isinstance(second := FORMATS.get(names[1]), Format):
             return {"scale": found, "tensor_scale": second}
     msg = (
-        f"unknown word {word!r}: expected a block (tensor, row or column, 1x128, 128x128), a scale "
-        f"format (fp32, e8m0, e4m3+fp32), a rule ({', '.join(Rule)}, pow2), full, affine, "
-        "amax_min=NUMBER or scale_min=NUMBER"
+        f"unknown word {word!r} in {spec!r}: expected a block (tensor, row or column, 1x128, "
+        f"128x128), a scale format (fp32, e8m0, e4m3+fp32), a rule ({', '.join(ScaleRule)}, pow2), "
+        "full, affine, amax_min=NUMBER or scale_min=NUMBER"
     )
     raise ValueError(msg)
 
 
 def _named(scaled: Scaled) -> Scaled:
-    """Return the registered format that this is, or is but for its block, under that name."""
+    """Return the format under a registered name, where it differs by block and rule at most."""
+    same = [f.name for f in fields(Scaled) if f.compare and f.name not in ("block", "rule")]
     for known in _SCALED:
-        if replace(scaled, block=known.block) == known:
-            if scaled.block == known.block:
-                return known
-            return replace(scaled, label=f"{known.name}:{scaled.block}", note=known.note)
+        if all(getattr(scaled, name) == getattr(known, name) for name in same):
+            words = [known.name]
+            words += [str(scaled.block)] if scaled.block != known.block else []
+            words += [scaled.rule.value] if scaled.rule is not known.rule else []
+            label = ":".join(words)
+            return known if label == known.name else replace(scaled, label=label, note=known.note)
     return scaled
 
 

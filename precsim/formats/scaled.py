@@ -28,7 +28,7 @@ ALL = 0
 """Stands in a block for "as long as the axis is"."""
 
 
-class Rule(Choice):
+class ScaleRule(Choice):
     """How a block's scale follows from its amax; the exponents are exact, never from log2.
 
     The powers of two, with ``e = floor(log2(amax))`` and `max`, `emax` those of the element:
@@ -53,7 +53,7 @@ class Rule(Choice):
     @property
     def gives_powers(self) -> bool:
         """Whether every scale is a power of two."""
-        return self not in (Rule.MAX, Rule.SPAN)
+        return self not in (ScaleRule.MAX, ScaleRule.SPAN)
 
 
 _BLOCK = re.compile(r"tensor|column|(?:row|([1-9]\d*)x([1-9]\d*))(?:@(-?\d+))?")
@@ -119,9 +119,9 @@ class Block:
 TENSOR, ROW, COLUMN = Block(), Block(1, ALL), Block(1, ALL, -2)
 
 
-def usual_rule(scale: Format) -> Rule:
+def usual_rule(scale: Format) -> ScaleRule:
     """Return the rule that a scale's format has unless another is named: OCP's where it is e8m0."""
-    return Rule.MAX if scale.man_bits else Rule.FLOOR
+    return ScaleRule.MAX if scale.man_bits else ScaleRule.FLOOR
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Scaled:
     element: Format
     block: Block = TENSOR
     scale: Format = FP32
-    rule: Rule = Rule.MAX
+    rule: ScaleRule = ScaleRule.MAX
     tensor_scale: Format | None = None
     full_range: bool = False
     affine: bool = False
@@ -163,7 +163,7 @@ class Scaled:
     note: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rule", Rule(self.rule))
+        object.__setattr__(self, "rule", ScaleRule(self.rule))
         for broken, wrong in self._rules():
             if broken:
                 msg = f"scaled format {self.spelled!r}: {wrong}"
@@ -171,7 +171,7 @@ class Scaled:
 
     def _rules(self) -> tuple[tuple[bool, str], ...]:
         """What the fields must obey together: (whether it is broken, how the rule reads)."""
-        element, plain = self.element, self.rule is Rule.MAX
+        element, plain = self.element, self.rule is ScaleRule.MAX
         scales = [s for s in (self.scale, self.tensor_scale) if s is not None]
         integers = element.is_integer and element.quantum == 1
         least = self.scale_min

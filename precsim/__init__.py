@@ -16,13 +16,14 @@ from precsim.engine.precision import Accumulator, Precision
 from precsim.engine.tensor import Tensor, tensor
 from precsim.formats import arithmetic, exact
 from precsim.formats.codes import decode, encode
+from precsim.formats.diagnose import Diagnosis, diagnose
 from precsim.formats.explain import explain
 from precsim.formats.format import Format
 from precsim.formats.modes import Stochastic
 from precsim.formats.profiles import PROFILES, Profile
 from precsim.formats.quantize import quantize
 from precsim.formats.registry import FORMATS, format
-from precsim.formats.scaled import Scaled
+from precsim.formats.scaled import Block, Scaled, ScaleRule
 from precsim.formats.stochastic import prob_up
 from precsim.nn import functional, optim, scaling
 from precsim.nn.gpt import GPT, GPTConfig
@@ -39,8 +40,10 @@ __all__ = [
     "PROFILES",
     "RECIPES",
     "Accumulator",
+    "Block",
     "Context",
     "Counters",
+    "Diagnosis",
     "Format",
     "GPTConfig",
     "GradScaler",
@@ -51,6 +54,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "Run",
+    "ScaleRule",
     "Scaled",
     "Stochastic",
     "Tensor",
@@ -58,6 +62,7 @@ __all__ = [
     "arithmetic",
     "current",
     "decode",
+    "diagnose",
     "encode",
     "exact",
     "explain",

@@ -1,0 +1,360 @@
+"""The command line.  Results go to stdout, messages to stderr.
+
+Exit codes: 0 fine, 1 a finding (a run diverged), 2 bad usage or bad input, 3 a bug in precsim,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+import precsim
+from precsim import cli_verify
+from precsim.engine.policy import Policy
+from precsim.formats import literal
+from precsim.formats.modes import SPELLINGS
+from precsim.formats.registry import element_of
+from precsim.runs import config as configs
+from precsim.runs import data
+from precsim.runs.files import RunError, make_folder
+from precsim.runs.lines import dump
+from precsim.runs.manifest import fingerprint
+from precsim.runs.results import Run
+from precsim.runs.summary import summarize
+from precsim.show import number, terminal
+from precsim.show.progress import Bars
+
+FORMATS_SHOWN = ("fp32", "fp16", "bf16", "e5m2", "e4m3")
+"""What `precsim num` compares a number in, if no format is named."""
+
+
+class BadInput(Exception):
+    """What the user gave cannot be used; the message is one sentence for them."""
+
+
+@contextmanager
+def reading_input() -> Iterator[None]:
+    """Turn the errors that bad input causes in this block into `BadInput`."""
+    try:
+        yield
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        msg = f"cannot read or write {error.filename}: {error.strerror}"
+        raise BadInput(msg) from error
+
+
+class Verbs(TyperGroup):
+    """The verbs, with one way to end for each kind of failure."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb; bad input and Ctrl-C become a sentence and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except (BadInput, configs.ConfigError, data.DataError, RunError) as error:
+            _fail(str(error), 2)
+        except MemoryError as error:
+            _fail(f"not enough memory: {error or 'try a smaller model or batch'}", 2)
+        except KeyboardInterrupt as error:
+            _fail(str(error) or "interrupted", 130)
+
+
+class NumberCommand(TyperCommand):
+    """A command whose argument may be a negative number, which looks like an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Move what looks like a negative number behind "--", where nothing is an option."""
+        numbers = [arg for arg in args if re.match(r"-(\.?\d|inf|nan)", arg, re.IGNORECASE)]
+        if numbers and "--" not in args:
+            args = [arg for arg in args if arg not in numbers] + ["--", *numbers]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=Verbs,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Number of training steps.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, batches and rounding.")]
+TextFile = Annotated[
+    str | None, typer.Option("--text", metavar="FILE", help="Train on this file, byte by byte.")
+]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print_line(precsim.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Watch what low precision does to training.
+
+    Every operation of a small transformer, forward, backward and update, passes through an
+    emulated number format.  Start with: precsim demo
+    """
+
+
+@app.command()
+def demo(
+    steps: Steps = None,
+    text: TextFile = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the figures go.")
+    ] = Path("precsim-demo"),
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Train one small GPT in six precisions; compare them in a table, in words and in figures."""
+    from precsim import demo as show
+
+    with reading_input():
+        config = show.configure(steps, text, seed or 0)
+        corpus = data.load(config.data)
+        show.check(config, corpus)
+        make_folder(output)
+    out, err = consoles()
+    if not as_json:
+        for line in show.describe(config, corpus):
+            err.print(line)
+    chosen = {name: precsim.RECIPES[name] for name in show.SHOWN}
+    runs = {name: (r.title, terminal.ink(r.format)) for name, r in chosen.items()}
+    try:
+        with Bars(err, runs, config.steps, quiet=as_json) as bars:
+            outcomes = show.run_all(config, corpus, lambda p: bars(p.recipe, p.done, p.loss))
+    except show.DemoError as error:
+        _fail(str(error), 3)
+    paths = show.figures(outcomes, output)
+    if as_json:
+        print_line(dump(show.to_dict(config, corpus, outcomes, paths)))
+        return
+    for part in show.report(config, outcomes, paths, out.width):
+        out.print(part)
+        out.print()
+
+
+@app.command()
+def train(
+    config_file: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Lines like: steps = 200")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Precisions and loss scale by name (precsim recipes).")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set an entry of the config; repeatable."),
+    ] = None,
+    text: TextFile = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Record the run here.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write into a DIR that has files.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train one model.  Later sources win: the file, --recipe, --set, then the other options."""
+    with reading_input():
+        entries = configs.read(config_file) if config_file else {}
+        if recipe:
+            entries |= precsim.recipe(recipe).settings()
+        entries |= configs.parse_assignments(assignments or [])
+        named = {"data": text, "steps": steps, "seed": seed}
+        entries |= {name: value for name, value in named.items() if value is not None}
+        config = configs.TrainConfig().change(**entries)
+    title = recipe or "run"
+    fmt = precsim.RECIPES[recipe].format if recipe else _format_of(config)
+
+    def start(listen: Any) -> Run:
+        return precsim.train(config, on_step=listen, out=output, force=force)
+
+    _run(start, title, fmt, config.steps, as_json=as_json)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where a run was recorded.")],
+    as_json: Json = False,
+) -> None:
+    """Continue a run that was recorded with -o, with the bits that it would have had."""
+    config = precsim.open(folder).config
+
+    def start(listen: Any) -> Run:
+        return precsim.resume(folder, on_step=listen)
+
+    _run(start, folder.name, _format_of(config), config.steps, as_json=as_json)
+
+
+def _run(start: Any, title: str, fmt: str, steps: int, *, as_json: bool) -> None:
+    """Start a run, show its progress and what it came to; exit with 1 if it diverged."""
+    out, err = consoles()
+    with Bars(err, {title: (title, terminal.ink(fmt))}, steps, quiet=as_json) as bars:
+        run = start(lambda record, rows: bars(title, record.step + 1, record.loss))
+    summary, sample = summarize(run), run.sample(160)
+    if as_json:
+        found = {"config": run.config.to_dict(), "summary": summary.to_dict(), "sample": sample}
+        print_line(dump(found))
+    else:
+        out.print(terminal.runs_table({title: (fmt, summary)}, out.width))
+        out.print()
+        out.print(terminal.sentences([("writes", fmt, terminal.printable(sample))]))
+    if summary.diverged:
+        _fail(f"the run diverged: its weights are no longer finite after step {run.died_at}", 1)
+
+
+def _format_of(config: configs.TrainConfig) -> str:
+    """Return the format whose colour a run without a recipe gets: that of its activations."""
+    name = Policy.parse(config.policy).activations.format
+    return "fp32" if name == "widest" else name
+
+
+@app.command()
+def formats(
+    figure: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the ranges: .png, .svg, .pdf; no ending: both."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the table of all formats."""
+    known = precsim.FORMATS
+    if figure:
+        from precsim.show import plot
+
+        unscaled = [f for f in known.values() if f.name == element_of(f).name]
+        ranges = [plot.format_range(fmt) for fmt in unscaled]
+        title = "What each format can hold"
+        with reading_input():
+            make_folder(figure.parent)
+            paths = plot.save("range_ladder", {"ranges": ranges, "title": title}, figure)
+        consoles()[1].print(f"wrote {', '.join(map(str, paths))}")
+    if as_json:
+        print_line(dump([terminal.format_facts(fmt) for fmt in known.values()]))
+        return
+    out, _ = consoles()
+    out.print(terminal.formats_table(known.values(), out.width))
+
+
+@app.command(cls=NumberCommand)
+def num(
+    value: Annotated[str, typer.Argument(help="0.1, -2.5e-3, 0x1.8p-3, 1/3, inf, nan ...")],
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", metavar="F", help="A format; repeat it to compare several."),
+    ] = None,
+    rounding: Annotated[str, typer.Option(help=f"One of {SPELLINGS}.")] = "nearest",
+    random: Annotated[float, typer.Option(help="What stochastic rounding draws, in [0, 1).")] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Take one number apart: its bits, its neighbours, what rounding cuts off and what that costs."""
+    with reading_input():
+        parsed = literal.parse(value)
+        drawn = random if rounding.startswith("stochastic") else None
+        chosen = [precsim.format(name) for name in formats or FORMATS_SHOWN]
+        found = [precsim.explain(parsed, fmt, rounding, random=drawn) for fmt in chosen]
+    if as_json:
+        print_line(dump([one.to_dict() for one in found]))
+        return
+    out, _ = consoles()
+    if len(found) == 1:
+        out.print(number.one_format(found[0], value, chosen[0]))
+    else:
+        named = {fmt.name: one for fmt, one in zip(chosen, found, strict=True)}
+        out.print(number.several_formats(named, value, out.width))
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """Show the recipes: named combinations of formats and loss scaling."""
+    known = precsim.RECIPES
+    if as_json:
+        facts = {n: {"title": r.title, "about": r.about, **r.settings()} for n, r in known.items()}
+        print_line(dump(facts))
+        return
+    out, _ = consoles()
+    out.print(terminal.recipes_table(known.values(), out.width))
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Show versions, backends and threads, for a bug report."""
+    facts = _facts()
+    if as_json:
+        print_line(dump(facts))
+        return
+    out, _ = consoles()
+    out.print(terminal.sentences([(name, "fp32", str(fact)) for name, fact in facts.items()]))
+
+
+cli_verify.register(app)
+
+
+def _facts() -> dict[str, Any]:
+    from precsim.backend import BackendError, get_backend
+    from precsim.demo import cores
+
+    try:
+        device = str(get_backend("cupy").__version__)
+    except BackendError as error:
+        device = f"not usable: {error}"
+    return fingerprint() | {"cores": cores(), "cupy": device}
+
+
+def consoles() -> tuple[Any, Any]:
+    """Return consoles on stdout and stderr as they are now."""
+    return (
+        terminal.console(sys.stdout, os.environ),
+        terminal.console(sys.stderr, os.environ),
+    )
+
+
+def print_line(text: str) -> None:
+    """Print to stdout as it is, without wrapping or colour."""
+    typer.echo(text)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"precsim: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a command line (that of this process, if none is given) and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal's encoding lacks becomes "?", not a crash.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    try:
+        app(args, prog_name="precsim")
+    except BrokenPipeError:
+        # Whoever read us has enough (precsim formats | head); Python must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception:  # noqa: BLE001 - the last one to see it: it is told, whatever it is
+        traceback.print_exc()
+        typer.echo("precsim: this is a bug in precsim; please report the lines above", err=True)
+        sys.exit(3)

@@ -1,0 +1,61 @@
+"""The sheet that every figure is drawn on: sizes, fonts, colours; and how it becomes a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+RC: Any = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": "#444444",
+    "axes.labelcolor": "#222222",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 15,
+    "axes.titleweight": "bold",
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 12.5,
+    "hatch.linewidth": 0.9,
+    "savefig.dpi": 160,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "precsim",
+    "text.color": "#222222",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+}
+"""Sizes are chosen for a figure 8 inches wide that is shown 600 pixels wide or more."""
+
+WIDTH = 8.0
+QUIET, LIGHT = "#555555", "#e6e6e6"
+
+Data = Mapping[str, Any]
+"""What a figure is drawn from, as JSON holds it."""
+
+METADATA: Mapping[str, dict[str, Any]] = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+"""What matplotlib would write into a file of its own accord, and must not."""
+
+
+def write(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as .png, .svg or .pdf, or as both .png and .svg where `path` has no suffix.
+
+    The same figure gives the same bytes, whatever the day.  Raises `ValueError` for another suffix,
+    `OSError` where it cannot write.
+    """
+    if path.suffix and path.suffix not in METADATA:
+        msg = f"figure file {str(path)!r}: expected a name that ends in .png, .svg or .pdf"
+        raise ValueError(msg)
+    paths = [path] if path.suffix else [path.with_suffix(suffix) for suffix in (".png", ".svg")]
+    with rc_context(RC):
+        for file in paths:
+            figure.savefig(file, metadata=METADATA[file.suffix])
+    return paths

@@ -1,0 +1,87 @@
+"""Sentences about runs, made from what was measured and from nothing else.
+
+Each is: how the run ended compared with the reference; what its formats did that explains it, or
+that the loss does not show.  The limits below decide which words are used.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+
+from precsim.runs.summary import Summary
+from precsim.show.style import share
+
+LEVEL = 0.01
+"""Validation losses this close, relatively, count as the same."""
+
+LOST = 0.25
+"""A loss this far above the reference, relatively, is not learning the same thing any more."""
+
+WORTH_SAYING = 0.05
+"""Shares of flushed gradients and lost updates below this are not mentioned as damage."""
+
+
+def verdict(run: Summary, reference: Summary) -> str:
+    """Return one sentence about a run, against the reference run on the same data.
+
+    A run that died is said to be dead; a reference that died is not compared with.
+    """
+    ending, fine = _ending(run, reference)
+    causes = _damage(run)
+    if not causes:
+        kept = "its gradients lose nothing" if run.flushed == 0 else _little(run)
+        causes = [kept] if fine else []
+    if run.skipped:
+        first, last = run.scales
+        moved = f"moved from {first:g} to {last:g}" if last != first else f"stayed near {last:g}"
+        plural = "s were" if run.skipped > 1 else " was"
+        causes.append(f"{run.skipped} step{plural} skipped while the loss scale {moved}")
+    if not causes:
+        return f"{ending}."
+    hidden = fine and bool(_damage(run))
+    link = ", and the loss does not show that " if hidden else ": "
+    return f"{ending}{link}{', and '.join(causes)}."
+
+
+def learned(run: Summary, reference: Summary) -> bool:
+    """Return whether a run came near the reference: alive, and not `LOST`."""
+    if run.diverged or reference.diverged:
+        return not run.diverged
+    return run.valid_loss <= min(reference.valid_loss * (1 + LOST), run.guess)
+
+
+def _ending(run: Summary, reference: Summary) -> tuple[str, bool]:
+    """Say how a run ended; and whether that is as good as the reference."""
+    if run.diverged:
+        where = f" at step {run.died_at}" if run.died_at is not None else ""
+        return f"dies{where}: its weights are no longer finite", False
+    ours, best = run.valid_loss, reference.valid_loss
+    if run is reference:
+        return f"is the reference, with a validation loss of {ours:.2f}", True
+    if not isfinite(best) or not isfinite(ours):
+        return f"ends with a validation loss of {ours:.2f}", True
+    compared = f"a validation loss of {ours:.2f} against {best:.2f}"
+    gap = ours / best - 1 if best else 0.0
+    if ours > run.guess:
+        return f"is worse than guessing, {compared} (guessing: {run.guess:.2f})", False
+    if gap > LOST:
+        return f"hardly learns, {compared}", False
+    if gap > LEVEL:
+        return f"falls {share(gap)} behind, {compared}", False
+    return f"keeps up with the reference, {compared}", True
+
+
+def _damage(run: Summary) -> list[str]:
+    """List what rounding took, where it is worth saying."""
+    found = []
+    if run.flushed >= WORTH_SAYING:
+        chance = ", though by chance and so right on average" if run.chance_gradients else ""
+        found.append(f"{share(run.flushed)} of its gradients underflow to zero{chance}")
+    if run.lost_updates >= WORTH_SAYING:
+        chance = ", though by chance and so right on average" if run.chance_weights else ""
+        found.append(f"{share(run.lost_updates)} of its weight updates change nothing{chance}")
+    return found
+
+
+def _little(run: Summary) -> str:
+    return f"only {share(run.flushed)} of its gradients underflow"

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from precsim.formats import arrays, format, kernels, modes, quantize
+from precsim.formats import arrays, format, kernels, modes, quantize, stochastic
 from precsim.proofs import exhaustive, tables
 from precsim.proofs.exhaustive import CHUNK, Case, Mismatch
 
-_MODULES = (arrays, format, kernels, modes, quantize, tables, exhaustive)
+_MODULES = (arrays, format, kernels, modes, quantize, stochastic, tables, exhaustive)
 
 
 @dataclass

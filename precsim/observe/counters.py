@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from precsim.engine.dispatch import Event
 from precsim.formats.arrays import array_module
 from precsim.formats.format import Format
-from precsim.formats.registry import element_of
+from precsim.formats.registry import AnyFormat, element_of
 
 LOWEST, HIGHEST = -160, 140
 """Exponents that a histogram tells apart; smaller and larger ones go to the end bins."""
@@ -169,33 +170,54 @@ def total(rows: Iterable[OpCounts], **wanted: str) -> OpCounts:
 
 
 def count(event: Event, *, histogram: bool = True) -> OpCounts:
-    """Return the counts of one event.  Defined for empty, all-zero, all-NaN and 0-d results."""
-    exact, rounded = event.exact, event.rounded
+    """Return the counts of one event.  Defined for empty, all-zero, all-NaN and 0-d results.
+
+    Rounding keeps the order of values, so the largest and smallest before it tell which of the
+    format's ends need a look at all; most ops touch neither.
+    """
+    exact, rounded, fmt = event.exact, event.rounded, event.format
     xp = array_module(exact)
-    element = element_of(event.format)
+    element = element_of(fmt)
     counts = OpCounts(
         event.path, event.step, event.call, event.op, event.phase, event.role, event.scope,
-        event.format.name, element.u, exact.size,
+        fmt.name, element.u, exact.size,
     )  # fmt: skip
     if exact.size == 0:
         return counts
     with np.errstate(all="ignore"):
         magnitude = xp.abs(exact)
-        zeros = int(exact.size - xp.count_nonzero(exact))
-        counts.zeros = zeros
-        if element.has_zero:
-            counts.flushed = int(exact.size - xp.count_nonzero(rounded)) - zeros
-        counts.inexact = int(xp.count_nonzero(exact != rounded))
+        counts.zeros = int(exact.size - xp.count_nonzero(exact))
         counts.amax = float(magnitude.max())
-        if not np.isfinite(counts.amax) or not xp.isfinite(rounded).all():
+        changed = not _holds_carrier(fmt, exact.dtype)
+        if changed and element.has_zero:
+            counts.flushed = int(exact.size - xp.count_nonzero(rounded)) - counts.zeros
+        if changed:
+            counts.inexact = int(xp.count_nonzero(exact != rounded))
+        within = isinstance(fmt, Format) and fmt.signed and counts.amax <= fmt.max
+        if not within and not (np.isfinite(counts.amax) and xp.isfinite(rounded).all()):
             exact, rounded, magnitude = _set_nonfinite_aside(counts, exact, rounded, magnitude)
-        _count_range_ends(counts, event.format, magnitude, rounded)
+        counts.amin = _smallest_nonzero(magnitude)
+        if isinstance(fmt, Format):
+            _count_range_ends(counts, fmt, magnitude, rounded)
         counts.square = _sum_of_squares(exact)
         counts.error = _sum_of_squares(rounded - exact) if counts.inexact else 0.0
         if event.op == "apply_update":
             _count_swamped(counts, event)
-        _measure_smallest(counts, magnitude, zeros, histogram=histogram)
+        if histogram and np.isfinite(counts.amin):
+            counts.histogram = exponent_histogram(magnitude, xp)
     return counts
+
+
+@lru_cache(maxsize=1024)
+def _holds_carrier(fmt: AnyFormat, dtype: np.dtype[Any]) -> bool:
+    """Return whether every carrier value is one of the format, so that rounding changes none."""
+    limits = np.finfo(dtype)
+    return (
+        isinstance(fmt, Format)
+        and fmt.subnormals
+        and fmt.has_inf
+        and (fmt.man_bits, fmt.emin, fmt.emax) == (limits.nmant, limits.minexp, limits.maxexp - 1)
+    )
 
 
 def _set_nonfinite_aside(counts: OpCounts, *arrays: Any) -> tuple[Any, Any, Any]:
@@ -227,17 +249,15 @@ def _sum_of_squares(x: Any) -> float:
     return float(wide @ wide)
 
 
-def _count_range_ends(counts: OpCounts, fmt: Any, magnitude: Any, rounded: Any) -> None:
+def _count_range_ends(counts: OpCounts, fmt: Format, magnitude: Any, rounded: Any) -> None:
     """Count subnormal and saturated results; a shared scale has neither in its own units."""
     xp = array_module(magnitude)
-    if not isinstance(fmt, Format):
-        return
     if counts.amax > fmt.max:
         at_max = xp.abs(rounded) == fmt.max
         counts.saturated = int(xp.count_nonzero((magnitude > fmt.max) & at_max))
-    after = xp.abs(rounded)
-    small = int(xp.count_nonzero(after < fmt.smallest_normal))
-    counts.subnormal = small - int(after.size - xp.count_nonzero(after))
+    if counts.amin < fmt.smallest_normal:
+        small = int(xp.count_nonzero(xp.abs(rounded) < fmt.smallest_normal))
+        counts.subnormal = small - int(rounded.size - xp.count_nonzero(rounded))
 
 
 def _count_swamped(counts: OpCounts, event: Event) -> None:
@@ -248,29 +268,33 @@ def _count_swamped(counts: OpCounts, event: Event) -> None:
     counts.swamped = int((moved & (event.rounded == weight)).sum())
 
 
-def _measure_smallest(counts: OpCounts, magnitude: Any, zeros: int, *, histogram: bool) -> None:
-    """Find the smallest nonzero magnitude and the exponent histogram, from the exponent bits."""
-    xp = array_module(magnitude)
-    flat = magnitude.ravel()
-    nonzero = flat[flat != 0] if zeros or counts.nonfinite_in else flat
-    if nonzero.size == 0:
-        return
-    counts.amin = float(nonzero.min())
-    if histogram:
-        if counts.amin < np.finfo(np.float32).tiny:  # normal in float64, with an exponent to read
-            nonzero = nonzero.astype(np.float64, copy=False)
-        counts.histogram = exponent_histogram(nonzero, xp)
+def _smallest_nonzero(magnitude: Any) -> float:
+    """Return the smallest magnitude that is not zero; inf if all are.
+
+    The bits of magnitudes are ordered as they are, and those of 0, less one, come out last.
+    """
+    uint: Any = np.uint32 if magnitude.dtype == np.float32 else np.uint64
+    last = (magnitude.view(uint) - uint(1)).min()
+    with np.errstate(over="ignore"):
+        bits = uint(last) + uint(1)
+    return float(bits.view(magnitude.dtype)) if bits else float("inf")
 
 
 def exponent_histogram(magnitude: Any, xp: Any = np) -> npt.NDArray[np.int64]:
-    """Return how many of the magnitudes, all finite and normal, have each exponent, LOWEST to HIGHEST.
+    """Return how many of the finite nonzero magnitudes have each exponent, LOWEST to HIGHEST.
 
-    A float64 that is subnormal is far below LOWEST and counts there, as it should.
+    Zeros are not counted; exponents beyond the ends count in the end bins.
     """
-    if magnitude.dtype == np.float32:
-        exponents = (magnitude.view(np.uint32) >> np.uint32(23)).astype(np.int64) - 127
-    else:
-        exponents = (magnitude.view(np.uint64) >> np.uint64(52)).astype(np.int64) - 1023
-    bins = xp.clip(exponents, LOWEST, HIGHEST) - LOWEST
-    counted: Any = xp.bincount(bins, minlength=HIGHEST - LOWEST + 1)
-    return np.asarray(counted.get() if hasattr(counted, "get") else counted)
+    flat = magnitude.ravel()
+    if flat.dtype == np.float32 and _smallest_nonzero(flat) < np.finfo(np.float32).tiny:
+        flat = flat.astype(np.float64)  # a subnormal's exponent is in its leading zeros
+    signed, shift, bias = (np.int32, 23, 127) if flat.dtype == np.float32 else (np.int64, 52, 1023)
+    fields: Any = xp.bincount(flat.view(signed) >> signed(shift), minlength=bias + HIGHEST + 1)
+    by_field: Any = fields.get() if hasattr(fields, "get") else fields
+    by_field[0] -= int(flat.size - xp.count_nonzero(flat))
+    lowest = bias + LOWEST  # the field of LOWEST; float32 has none so low
+    histogram = np.zeros(HIGHEST - LOWEST + 1, np.int64)
+    histogram[max(0, -lowest) :] = by_field[max(0, lowest) : bias + HIGHEST + 1]
+    histogram[0] += by_field[: max(0, lowest)].sum()
+    histogram[-1] += by_field[bias + HIGHEST + 1 :].sum()
+    return histogram

@@ -105,6 +105,7 @@ class Tracer:
             local_error if level.includes("shadow") else None
         )
         self._trace = StepTrace()
+        self._sources: dict[str, str] = {}
 
     def __call__(self, event: Event) -> None:
         """Note one op."""
@@ -113,8 +114,9 @@ class Tracer:
         trace.rows.append(row)
         trace.hashes.append(digest(event.rounded, event.format) if self._hashes else 0)
         trace.errors.append(self._error(event, row))
-        if event.path not in trace.sources:
-            trace.sources[event.path] = calling_line(sys._getframe(1))
+        if event.path not in self._sources:
+            self._sources[event.path] = calling_line(sys._getframe(1))
+        trace.sources[event.path] = self._sources[event.path]
         if self.level.name == "tensors" and matches(event.path, self.level.pattern):
             trace.tensors[number] = to_numpy(event.rounded)
 

@@ -15,6 +15,7 @@ from precsim.engine.policy import Policy, Rule
 from precsim.engine.precision import Accumulator, Precision
 from precsim.engine.tensor import Tensor, tensor
 from precsim.formats import arithmetic, exact
+from precsim.formats.accounting import Counts, quantize_counted
 from precsim.formats.codes import decode, encode
 from precsim.formats.diagnose import Diagnosis, diagnose
 from precsim.formats.explain import explain
@@ -43,6 +44,7 @@ __all__ = [
     "Block",
     "Context",
     "Counters",
+    "Counts",
     "Diagnosis",
     "Format",
     "GPTConfig",
@@ -73,6 +75,7 @@ __all__ = [
     "optim",
     "prob_up",
     "quantize",
+    "quantize_counted",
     "recipe",
     "resume",
     "scaling",

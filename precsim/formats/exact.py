@@ -87,6 +87,48 @@ def cut(magnitude: Fraction, fmt: Format) -> tuple[int, Fraction, Fraction]:
     return int(steps), spacing, rest
 
 
+def flags(
+    x: SupportsFloat,
+    fmt: str | AnyFormat,
+    rounding: str | Mode = Rounding.NEAREST,
+    overflow: str | Overflow | None = None,
+    random: float | Fraction | None = None,
+) -> frozenset[str]:
+    """Return what happens when x is rounded; `precsim.formats.accounting.Counts` says what is what.
+
+    A NaN that stays one, an infinity that stays one and a value of the format that is no subnormal
+    raise nothing: the empty set.  Arguments and errors as for `round`.
+    """
+    grid, mode = _grid(fmt), rounding_mode(rounding)
+    result = round(x, grid, mode, overflow, random)
+    if is_nan(x):
+        return frozenset(() if is_nan(result) else {"nan_lost"})
+    below = grid.smallest_normal
+    found = {
+        "nan_created": is_nan(result),
+        "flushed": x != 0 and result == 0,
+        "subnormal": 0 < abs(result) < below,
+    }
+    negative = is_negative(x)
+    if is_infinite(x):
+        found["saturated"] = abs(result) == grid.max
+    else:
+        found["inexact"] = is_nan(result) or result != exact(x)
+    if not is_infinite(x) and (grid.signed or not negative):
+        magnitude = abs(exact(x))
+        steps, spacing, rest = cut(magnitude, grid)
+        up = _goes_up(rest, steps, negative, mode, random)
+        found["tie"] = rest == HALF and steps * spacing <= grid.max
+        found["overflow"] = (steps + up) * spacing > grid.max
+        found["saturated"] = found["overflow"] and abs(result) == grid.max
+        if 0 < magnitude < below and not grid.is_integer:
+            spacing = Fraction(2) ** (floor_log2(magnitude) - grid.man_bits)
+            steps, rest = divmod(magnitude / spacing, 1)
+            up = _goes_up(rest, int(steps), negative, mode, random)
+            found |= {"tiny_before": True, "tiny_after": (steps + up) * spacing < below}
+    return frozenset(name for name, happens in found.items() if happens)
+
+
 def prob_up(
     x: SupportsFloat, fmt: str | AnyFormat, rounding: str | Mode = Rounding.STOCHASTIC
 ) -> Fraction | None:

@@ -133,8 +133,8 @@ def _round_by_adding(
     xp = array_module(x)
     binade = xp.empty_like(x)  # 2^exponent of each value, within the exponents of the format
     xp.bitwise_and(x.view(plan.uint), plan.exponent_mask, out=binade.view(plan.uint))
-    xp.maximum(binade, plan.lowest, out=binade)
-    xp.minimum(binade, plan.highest, out=binade)
+    # NumPy's maximum of an array and a scalar takes several times as long as its clip.
+    xp.clip(binade, plan.lowest, plan.highest, out=binade)
     if rounding is Rounding.NEAREST:
         binade *= plan.magic
         rounded = xp.add(x, binade)
@@ -207,27 +207,44 @@ def _climb(
     rounding: Mode,
     words: Array | None,
 ) -> None:
-    """Move `lower`, the truncated magnitude, up one step wherever the rounding mode says so.
+    """Move `lower`, the truncated magnitude, up one step wherever the rounding mode says so."""
+    if rounding is not Rounding.TOWARD_ZERO:
+        up = climbs(magnitude, lower, step, signed, rounding, words)
+        array_module(lower).add(lower, step, out=lower, where=up)
+
+
+def climbs(
+    magnitude: Array,
+    lower: Any,
+    step: Any,
+    signed: Array,
+    rounding: Mode,
+    words: Array | None,
+) -> Array:
+    """Return where a rounding mode takes the magnitude of `signed` from `lower` up one step.
 
     The remainder, in steps, is exact (or underflows, far below half a step, where a step is large).
-    Infinities and NaN have a NaN remainder and stay put.
+    Infinities and NaN have a NaN remainder and stay put.  (The kernels have a faster way to the
+    nearest value; who asks for it here is the accounting.)
     """
-    xp = array_module(lower)
+    xp = array_module(magnitude)
     rest = (magnitude - lower) / step
     if rounding is Rounding.NEAREST_AWAY:
-        up = rest >= 0.5
-    elif rounding is Rounding.UP:
-        up = (magnitude > lower) & (signed > 0)
-    elif rounding is Rounding.DOWN:
-        up = (magnitude > lower) & (signed < 0)
-    elif rounding is Rounding.TO_ODD:
-        half = lower / step * 0.5
-        up = (magnitude > lower) & (xp.floor(half) == half)
-    elif (variant := stochastic(rounding)) and words is not None:
-        up = goes_up(variant, rest, words)
-    else:
-        return
-    xp.add(lower, step, out=lower, where=up)
+        return rest >= 0.5  # type: ignore[no-any-return]
+    if rounding is Rounding.UP:
+        return (magnitude > lower) & (signed > 0)  # type: ignore[no-any-return]
+    if rounding is Rounding.DOWN:
+        return (magnitude > lower) & (signed < 0)  # type: ignore[no-any-return]
+    if rounding is Rounding.TOWARD_ZERO:
+        return xp.zeros_like(magnitude, dtype=bool)  # type: ignore[no-any-return]
+    if variant := stochastic(rounding):
+        assert words is not None
+        return goes_up(variant, rest, words)
+    half = lower / step * 0.5
+    even = xp.floor(half) == half
+    if rounding is Rounding.TO_ODD:
+        return (magnitude > lower) & even  # type: ignore[no-any-return]
+    return (rest > 0.5) | ((rest == 0.5) & ~even)  # type: ignore[no-any-return]
 
 
 def _finish(

@@ -1,5 +1,6 @@
 """SGD, AdamW, clipping and the learning rate: PyTorch's numbers, stored and fresh, and the formats."""
 
+import itertools
 from math import sqrt
 from pathlib import Path
 
@@ -259,7 +260,7 @@ def test_an_update_in_the_widest_format_is_in_that_of_the_weights(arithmetic):
         (lambda: optim.clip({}, 0.0), "limit > 0; got 0.0"),
         (lambda: optim.clip({}, float("nan")), "limit > 0; got nan"),
     ],
-    ids=str,
+    ids=itertools.count(),
 )
 def test_a_setting_that_cannot_be_is_refused(mistake, message):
     with pytest.raises(ValueError, match=message):

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,6 +25,7 @@ from precsim.engine.policy import Policy
 from precsim.formats import literal
 from precsim.formats.modes import SPELLINGS
 from precsim.formats.registry import element_of
+from precsim.recipes import table
 from precsim.runs import config as configs
 from precsim.runs import data
 from precsim.runs.files import RunError, make_folder
@@ -32,6 +34,7 @@ from precsim.runs.manifest import fingerprint
 from precsim.runs.results import Run
 from precsim.runs.summary import summarize
 from precsim.show import number, terminal
+from precsim.show import recipes as shown_recipes
 from precsim.show.progress import Bars
 
 FORMATS_SHOWN = ("fp32", "fp16", "bf16", "e5m2", "e4m3")
@@ -288,15 +291,32 @@ def num(
 
 
 @app.command()
-def recipes(as_json: Json = False) -> None:
-    """Show the recipes: named combinations of formats and loss scaling."""
-    known = precsim.RECIPES
-    if as_json:
-        facts = {n: {"title": r.title, "about": r.about, **r.settings()} for n, r in known.items()}
-        print_line(dump(facts))
-        return
+def recipes(
+    question: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[diff A B]", help="What two recipes do differently."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the recipes: what is in which format, and how the loss is scaled."""
     out, _ = consoles()
-    out.print(terminal.recipes_table(known.values(), out.width))
+    with reading_input():
+        match question or []:
+            case []:
+                rows = table.rows(precsim.RECIPES.values())
+                facts: Any = {row.name: table.facts(row) for row in rows}
+                shown: Any = shown_recipes.rows_table(rows, out.width)
+            case ["diff", a, b]:
+                found = table.diff(a, b)
+                facts = [asdict(one) for one in found]
+                shown = shown_recipes.differences(a, b, found, out.width)
+            case words:
+                msg = f"expected nothing, or: diff A B, two recipes; got {' '.join(words)}"
+                raise ValueError(msg)
+    if as_json:
+        print_line(dump(facts))
+    else:
+        out.print(shown)
 
 
 @app.command()

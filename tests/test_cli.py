@@ -117,6 +117,10 @@ def test_num_has_a_page_for_every_format(run, name, text):
 def test_recipes_info_version_and_help(run):
     assert "fp16_scaled" in run("recipes")[1]
     assert json.loads(run("recipes", "--json")[1])["fp16"]["loss_scale"] == "none"
+    assert "master copy" in run("recipes", "diff", "apex_O2", "apex_O3")[1]
+    assert json.loads(run("recipes", "diff", "fp16", "fp16", "--json")[1]) == []
+    assert "diff A B" in run("recipes", "diff", "fp16")[2]
+    assert "did you mean half" in run("recipes", "diff", "fp16", "hlf")[2]
     facts = json.loads(run("info", "--json")[1])
     assert facts["precsim"] == ps.__version__
     assert {"numpy", "blas", "threads", "cupy", "backend"} <= facts.keys()

@@ -1,15 +1,19 @@
 """The table of recipes and what two of them do differently, found by running a step of each."""
 
+import io
 import json
+from dataclasses import asdict
 
 import pytest
+from rich.console import Console
 
 import precsim as ps
 from precsim.recipes import table
+from precsim.show import recipes as shown
 
 
 def formats(name):
-    row = table.row(ps.recipe(name)).to_dict()
+    row = asdict(table.row(ps.recipe(name)))
     return " ".join(str(row[c]) for c in row if c not in ("name", "about", "scaling"))
 
 
@@ -85,8 +89,10 @@ def test_an_unknown_name_gets_the_nearest():
 
 
 def test_the_whole_table_is_plain_data():
-    found = [row.to_dict() for row in table.rows()]
-    assert [row["name"] for row in found] == list(ps.RECIPES)
+    found = {row.name: table.facts(row) for row in table.rows()}
+    assert list(found) == list(ps.RECIPES)
+    assert found["apex_O2"]["formats"]["master"] == "fp32"
+    assert found["apex_O2"]["loss_scale"] == "apex"
     assert json.loads(json.dumps(found)) == found
 
 
@@ -99,3 +105,22 @@ def test_a_recipe_is_complete_and_its_strings_are_read_again(one):
     assert ps.format(one.format)
     assert [r.title for r in ps.RECIPES.values()].count(one.title) == 1
     assert one.name == next(name for name, r in ps.RECIPES.items() if r is one)
+
+
+def printed(what, width=200):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(what)
+    return console.file.getvalue()
+
+
+def test_the_table_in_the_terminal_shows_formats_and_keeps_how_weights_are_rounded():
+    text = printed(shown.rows_table([table.row(ps.recipe("int8"))], 200))
+    assert "int8:row:stochastic" in text
+    assert text.count("stochastic") == 1
+
+
+def test_differences_in_the_terminal():
+    text = printed(shown.differences("half", "fp32", table.diff("half", "fp32"), 100))
+    assert text.startswith("half: model.half()")
+    assert "accumulators" in text
+    assert "They do the same." in printed(shown.differences("fp16", "fp16", [], 100))

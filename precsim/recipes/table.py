@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from precsim.recipes.registry import RECIPES, recipe
 TINY = GPTConfig(layers=1, heads=2, width=32, context=8, vocabulary=32)
 
 PARTS = ("embedding", "linear", "attention", "softmax", "layer norm", "gelu", "residual", "loss",
-         "seed")  # fmt: skip
+         "scaled loss")  # fmt: skip
 """Where an op of the GPT belongs; "attention" is its two products and the scaling of the scores."""
 
 
@@ -64,10 +65,6 @@ class Row:
     scaling: str
     casts: int
     about: str
-
-    def to_dict(self) -> dict[str, str | int]:
-        """Return plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -144,6 +141,12 @@ def rows(recipes: Iterable[Recipe] = tuple(RECIPES.values())) -> list[Row]:
     return [row(one) for one in recipes]
 
 
+def facts(one: Row) -> dict[str, Any]:
+    """Return a recipe as plain values for JSON: title, settings, and the row of the table."""
+    known = RECIPES[one.name]
+    return {"title": known.title, **known.settings(), "formats": asdict(one)}
+
+
 def diff(a: str | Recipe, b: str | Recipe) -> list[Difference]:
     """Return what two recipes do differently, in the order of a training step; [] if nothing.
 
@@ -175,7 +178,7 @@ def _part(event: Event) -> str:
     """Return where an op belongs, by its scope and op."""
     last = event.scope.rpartition(".")[2]
     if event.scope in ("seed", "loss.scale"):
-        return "seed"
+        return "scaled loss"
     if event.scope == "loss" or last == "gelu":
         return last
     if last.startswith("ln"):

@@ -1,4 +1,4 @@
-"""What the terminal shows: tables of formats, recipes and runs, and sentences about runs.
+"""What the terminal shows: tables of formats and runs, and sentences about runs.
 
 Functions return rich renderables and print nothing.  Where a table does not fit, columns that
 say least go first.  No text here needs more than ASCII: rich draws its lines with what the
@@ -19,7 +19,6 @@ from rich.text import Text
 
 from precsim.formats.registry import AnyFormat, element_of
 from precsim.formats.scaled import Scaled
-from precsim.recipes import Recipe
 from precsim.runs.summary import Summary
 from precsim.show.style import BLACK, look, power, share
 
@@ -151,36 +150,6 @@ def brief(value: float) -> str:
 
 def _power_of(value: float) -> str:
     return power(math.frexp(value)[1] - 1)
-
-
-RECIPE_COLUMNS = (
-    Column("recipe", justify="left"),
-    Column("weights", 2, "left"),
-    Column("activations", 3, "left"),
-    Column("gradients", 1, "left"),
-    Column("loss scale", 1, "left"),
-    Column("master", 4, "left"),
-    Column("about", 5, "left", folds=True),
-)
-
-
-def recipes_table(recipes: Iterable[Recipe], width: int) -> Table:
-    """Return the table of recipes: where tensors live, the loss scale, and what it is about."""
-    rows: list[Cells] = []
-    for one in recipes:
-        policy = one.policy
-        rows.append(
-            [
-                Text(one.name, style=ink(one.format)),
-                str(policy.weights),
-                str(policy.activations),
-                str(policy.gradients),
-                one.loss_scale.partition(":")[0],
-                str(policy.master_weights),
-                one.about,
-            ]
-        )
-    return table(RECIPE_COLUMNS, rows, width)
 
 
 RUN_COLUMNS = (

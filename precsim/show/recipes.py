@@ -1,0 +1,67 @@
+"""Recipes in the terminal: the table of what is in which format, and what two of them do differently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from precsim.engine.precision import Precision
+from precsim.recipes import RECIPES
+from precsim.recipes.table import Difference, Row
+from precsim.show.terminal import Cells, Column, ink, table
+
+ROW_COLUMNS = (
+    Column("recipe", justify="left"),
+    Column("weights", 2, "left"),
+    Column("master", 4, "left"),
+    Column("matmuls", 1, "left"),
+    Column("softmax", 5, "left"),
+    Column("norm", 6, "left"),
+    Column("residual", 6, "left"),
+    Column("loss", 8, "left"),
+    Column("backward", 1, "left"),
+    Column("weight\ngradients", 8, "left"),
+    Column("handed\nover", 7, "left"),
+    Column("update", 8, "left"),
+    Column("state", 7, "left"),
+    Column("loss scale", 3, "left"),
+    Column("casts", 9),
+    Column("about", 10, "left", folds=True),
+)
+
+
+def rows_table(rows: Iterable[Row], width: int) -> Table:
+    """Return the table of recipes: in which format a step of each has what.
+
+    Of the weights it also says how values are rounded into the format.
+    """
+    cells: list[Cells] = []
+    for row in rows:
+        computed = (row.matmuls, row.softmax, row.norm, row.residual, row.loss, row.backward,
+                    row.weight_gradients, row.grad, row.update)  # fmt: skip
+        cells.append(
+            [
+                Text(row.name, style=ink(RECIPES[row.name].format)),
+                row.weights, row.master, *map(_formats, computed),
+                row.state, row.scaling, str(row.casts), row.about,
+            ]
+        )  # fmt: skip
+    return table(ROW_COLUMNS, cells, width)
+
+
+def _formats(precisions: str) -> str:
+    """Return the formats alone of "int8:row:stochastic/fp32"."""
+    return "/".join(Precision.parse(one).format for one in precisions.split("/"))
+
+
+def differences(a: str, b: str, found: Iterable[Difference], width: int) -> RenderableType:
+    """Return what two recipes do differently, below what each says of itself."""
+    said = [Text(f"{name}: {RECIPES[name].about}") for name in (a, b)]
+    columns = [Column(h, justify="left", folds=True) for h in ("where", "what", a, b)]
+    cells: list[Cells] = [[d.where, d.what, d.a, d.b] for d in found]
+    if not cells:
+        return Group(*said, Text("They do the same."))
+    return Group(*said, Text(""), table(columns, cells, width))

@@ -148,7 +148,7 @@ def demo(
             outcomes = show.run_all(config, corpus, lambda p: bars(p.recipe, p.done, p.loss))
     except show.DemoError as error:
         _fail(str(error), 3)
-    paths = show.figures(outcomes, output)
+    paths = show.figures(config, outcomes, output)
     if as_json:
         print_line(dump(show.to_dict(config, corpus, outcomes, paths)))
         return

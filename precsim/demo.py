@@ -49,7 +49,7 @@ SETTING: Mapping[str, Any] = {
     "context": 32,
     "tied": True,
     "batch": 16,
-    "steps": 800,
+    "steps": 600,
     "micro_batches": 4096,
     "lr": 0.01,
     "warmup": 20,
@@ -285,8 +285,8 @@ def hidden(config: TrainConfig, outcomes: Mapping[str, Outcome]) -> str:
     alone = share(flushed_share(moved, counts, "fp16"))
     return (
         f"What a loss hides: without that division the same gradients are "
-        f"{config.micro_batches} times larger, fp16 still flushes {alone} of them, and its loss "
-        "need not show it (precsim train --recipe fp16 --set micro_batches=1)."
+        f"{config.micro_batches} times larger; fp16 would still flush {alone} of them, and its loss "
+        "need not show it (try: precsim train --recipe fp16 --set micro_batches=1)."
     )
 
 
@@ -297,17 +297,15 @@ def verdicts(outcomes: Mapping[str, Outcome]) -> dict[str, str]:
 
 
 def headline(outcomes: Mapping[str, Outcome]) -> str:
-    """Return the loss curves' title: which runs did not learn, and how many did."""
+    """Return the loss curves' title: which runs did not learn."""
     reference = outcomes[REFERENCE].summary
     lost = [name for name, o in outcomes.items() if not learned(o.summary, reference)]
-    titles = " and ".join(RECIPES[name].title for name in lost)
     if not lost:
         return f"All {len(outcomes)} precisions learn"
-    kept = len(outcomes) - len(lost)
-    return f"{kept} of {len(outcomes)} precisions learn; {titles} does not"
+    return f"All learn but {' and '.join(RECIPES[name].title for name in lost)}"
 
 
-def figures(outcomes: Mapping[str, Outcome], folder: Path) -> list[Path]:
+def figures(config: TrainConfig, outcomes: Mapping[str, Outcome], folder: Path) -> list[Path]:
     """Draw the loss curves and the gradients over the formats' ranges; return the files' paths."""
     from precsim.show import plot
 
@@ -327,11 +325,12 @@ def figures(outcomes: Mapping[str, Outcome], folder: Path) -> list[Path]:
         "title": headline(outcomes),
     }
     scales = [o.summary.scales[1] for o in outcomes.values()]
+    divided = f"loss / {config.micro_batches}"
     gradients = {
         "lowest": LOWEST,
         "counts": outcomes[REFERENCE].histogram,
         "ranges": [plot.format_range(f) for f in ("fp32", "bf16", "fp16", "e5m2", "e4m3")],
-        "label": f"all gradients of\nthe {REFERENCE} run",
+        "label": f"gradients of\nthe {REFERENCE} run,\n{divided}",
         "loss_scale": max(scales),
         "title": "Where the gradients are, and what each format can hold",
     }

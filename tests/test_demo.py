@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,7 +63,13 @@ def test_fp16_loses_gradients_and_its_verdict_says_so(outcomes):
 def test_what_the_loss_hides_is_counted_in_the_histogram(outcomes, config):
     text = demo.hidden(config, outcomes)
     assert "4096 times larger" in text
-    assert " % of them" in text
+    assert re.search(r"flush (<?[0-9.]+ %) of them", text)
+
+
+def test_the_title_names_those_that_do_not_learn(outcomes):
+    assert demo.headline(outcomes) == "All 2 precisions learn"
+    worse = replace(outcomes["fp16"], summary=replace(outcomes["fp16"].summary, valid_loss=9.0))
+    assert demo.headline({**outcomes, "fp16": worse}) == "All learn but fp16, no loss scaling"
 
 
 def test_samples_begin_with_the_prompt_where_the_text_has_its_letters(outcomes, config, tmp_path):

@@ -184,10 +184,12 @@ def _loss_labels(
 def _draw_gaps(axes: Axes, close: Sequence[tuple[Data, Floats]], reference: str) -> None:
     for run, gap in close:
         _curve(axes, run, gap)
-    widest = max(float(np.abs(gap[len(gap) // 4 :]).max()) for _, gap in close)
-    limit = min(max(1.3 * widest, 0.02), NEAR)
-    axes.set(ylim=(-limit, limit))
-    axes.set_ylabel(f"above\n{reference}'s")
+    # The first steps are not typical, and would take the room from the rest.
+    seen = np.concatenate([gap[len(gap) // 4 :] for _, gap in close])
+    low, high = min(float(seen.min()), -0.01), max(float(seen.max()), 0.01)
+    room = 0.15 * (high - low)
+    axes.set(ylim=(low - room, high + room))
+    axes.set_ylabel(f"above\n{reference}")
     ends = [(len(g), float(g[-1]), _gap_text(r, g), look(r["format"]).hue) for r, g in close]
     _label_ends(axes, ends)
 

@@ -175,7 +175,7 @@ def _draw_ranges(axes: Axes, ranges: Sequence[Data], limits: tuple[float, float]
 
 def _range_text(found: Data) -> str:
     digits, _, exponent = f"{found['max']:.5g}".partition("e")
-    largest = rf"${digits} \times 10^{{{int(exponent)}}}$" if exponent else digits
+    largest = rf"${float(digits):.2f} \times 10^{{{int(exponent)}}}$" if exponent else digits
     return f"max {largest}, $u = 2^{{{log2(found['u']):g}}}$"
 
 

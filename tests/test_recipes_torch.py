@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import precsim as ps
+from precsim.analyse.moment import Moment
 from precsim.engine import ops
 from precsim.recipes.torch import cpu_sums
 
@@ -250,3 +251,12 @@ def test_master_weights_of_o2_start_from_rounded_ones(name):
     assert weight.format.name == "fp32"
     rounded = np.array_equal(ps.quantize(weight.data, "fp16"), weight.data)
     assert rounded == (name == "apex_O2")
+
+
+def test_a_moment_of_training_does_not_round_the_weights_to_their_first_format_again(golden):
+    policy = ps.Policy.parse("activations=fp64 weights=fp64 gradients=fp64 weight_gradients=fp64")
+    parameters = {n: turned(n, v).astype(float) for n, v in parameters_in(golden).items()}
+    at = Moment(SMALL, parameters, golden["x"], golden["y"], policy)
+    first = at.gradients(replace(policy, initial_weights=ps.Precision("e5m2")))
+    for name, gradient in at.gradients().items():
+        np.testing.assert_array_equal(first[name], gradient)

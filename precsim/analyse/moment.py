@@ -52,6 +52,7 @@ class Moment:
         Infinities and NaN stay; nothing is skipped.
         """
         chosen = self.policy if policy is None else Policy.parse(policy)
+        chosen = replace(chosen, initial_weights=None)  # these weights began long ago
         with using(chosen, observers=tuple(observers), seed=self.seed, step=self.step):
             with using(observers=()):
                 model = GPT(self.model, parameters=self.parameters)

@@ -2,7 +2,13 @@
 
 import json
 import math
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +124,24 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(instant, monkeypatch, tmp
     monkeypatch.setattr(exhaustive, "check_chunk", interrupted)
     assert run(*SWEEP, "--state", "mine.json").exit_code == 0
     assert instant == [*range(5, CHUNKS)]
+
+
+def test_ctrl_c_ends_a_real_sweep_with_130_and_keeps_what_is_done(tmp_path):
+    root = str(Path(cli_verify.__file__).parents[1])
+    command = [sys.executable, "-m", "precsim", "verify", *SWEEP, "--state", "kept.json"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": root},
+    )  # fmt: skip
+    first = process.stderr.readline()
+    assert "all 2^32 float32 inputs, 1 times: about" in first
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in said
+    chunks = json.loads((tmp_path / "kept.json").read_text())["cases"]["e2m1 up saturate"]["chunks"]
+    assert 0 <= chunks < CHUNKS
 
 
 def test_a_mismatch_in_the_sweep_is_printed_in_bits_and_stays_known(instant, monkeypatch):

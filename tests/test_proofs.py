@@ -26,7 +26,8 @@ UNSIGNED = [
     Format("ue4m3", 4, 3, Specials.FN, signed=False),
     Format("ue3m2", 3, 2, Specials.FINITE, signed=False),
 ]
-FORMATS = [*testing.GRIDS, *SPELLED, *UNSIGNED]
+COARSE = Format("coarse", 4, 3, Specials.FN, bias=-20)  # steps of 2^18: remainders underflow
+FORMATS = [*testing.GRIDS, *SPELLED, *UNSIGNED, COARSE]
 LISTED = [f for f in FORMATS if f.bits <= 16]
 WIDE = [*(f for f in FORMATS if f.bits > 16), format("e11m3"), format("e9m10")]
 NEAREST_E4M3 = Case(format("e4m3"), Rounding.NEAREST, Overflow.IEEE)

@@ -12,6 +12,12 @@ TINY = {
     "steps": 5, "checkpoint_every": 2, "eval_every": 2, "observe": "counts",
 }  # fmt: skip
 
+MIXED = "activations=fp16 gradients=fp16 weight_gradients=fp16 weights=fp16 master_weights=fp32"
+
+
+class Stop(BaseException):
+    """The process is gone: nothing in it catches this."""
+
 
 def tiny(**changes):
     """Return a config of a few milliseconds a step."""

@@ -34,12 +34,12 @@ class Chunk:
     """Collects steps' rows until `drain` turns them into arrays."""
 
     def __init__(self) -> None:
+        self._sources: dict[str, str] = {}  # of all steps: a trace tells a path's source once
         self._begin()
 
     def _begin(self) -> None:
         self._steps: list[Arrays] = []
         self._numbers: dict[str, dict[str, int]] = {name: {} for name in _NUMBERED}
-        self._sources: dict[str, str] = {}
 
     def add(self, trace: StepTrace) -> None:
         """Take one step's rows in."""

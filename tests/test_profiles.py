@@ -231,6 +231,35 @@ def test_only_a_profile_rounds_twice(name):
     assert quantize(x, "e4m3", profile=name).tolist() == [1.0, -1.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "fmt", "spelled"),
+    [("ocp", "mxfp8_e4m3", "mxfp8_e4m3:floor"), ("torchao", "mxfp4", "mxfp4:floor"),
+     ("transformer-engine", "mxfp8_e4m3", "mxfp8_e4m3:rceil"),
+     ("transformer-engine", "nvfp4", "e2m1:1x16:e4m3+fp32:scale_min=0.0"),
+     ("torchao", "nvfp4", "e2m1:1x16:e4m3:scale_min=0.015625")],
+)  # fmt: skip
+def test_block_scales_are_the_librarys(name, fmt, spelled):
+    x = np.random.default_rng(0).standard_normal((4, 64)) * 2.0 ** np.arange(-8, 8, 4)[:, None]
+    testing.assert_same(quantize(x, fmt, profile=name), quantize(x, spelled), x)
+    codes, scales = ps.encode(x, fmt, profile=name)
+    own = profile(name).scaled(ps.format(fmt))
+    testing.assert_same(ps.decode(codes, own, scales=scales), quantize(x, spelled), x)
+
+
+def test_torchao_s_own_nvfp4():
+    """Without a scale for the tensor, and with none below 2^-6."""
+    torch = pytest.importorskip("torch")
+    nvfp4 = pytest.importorskip("torchao.prototype.mx_formats.nvfp4_tensor")
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((64, 256)) * 10.0 ** rng.integers(-4, 3, (64, 1))).astype(np.float32)
+    scales, packed = nvfp4.nvfp4_quantize(torch.from_numpy(x))
+    pairs = packed.numpy().reshape(64, 128)
+    theirs = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(64, 256)
+    codes, ours = ps.encode(x, "nvfp4", profile="torchao")
+    np.testing.assert_array_equal(ours.ravel(), scales.view(torch.uint8).numpy().ravel())
+    np.testing.assert_array_equal(codes, theirs)
+
+
 @pytest.mark.parametrize("name", ps.PROFILES)
 def test_any_shape_and_kind_of_number(name):
     assert quantize(np.zeros((0, 3)), "e4m3", profile=name).shape == (0, 3)
@@ -251,6 +280,7 @@ def test_any_shape_and_kind_of_number(name):
             "profile 'ocp' says nothing of bf16: expected e4m3, e5",
         ),
         ({"profile": "torchao", "fmt": "int8"}, "profile 'torchao' says nothing of int8"),
+        ({"profile": "ml_dtypes", "fmt": "mxfp4"}, "profile 'ml_dtypes' says nothing of mxfp4"),
         ({"profile": "ocp", "rounding": "up"}, "profile 'ocp' decides on rounding and overflow"),
         ({"profile": "ocp", "overflow": "ieee"}, "expected neither beside it"),
     ],

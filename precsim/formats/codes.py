@@ -19,7 +19,7 @@ from precsim.formats.blocks import Scales, join, split
 from precsim.formats.format import Format, Specials
 from precsim.formats.modes import Mode, Overflow, Rounding, stochastic
 from precsim.formats.profiles import Cast, Profile, nan_codes, round_as
-from precsim.formats.quantize import cast_of, quantize, random_words, resolve_modes
+from precsim.formats.quantize import conforming, quantize, random_words, resolve_modes
 from precsim.formats.registry import AnyFormat, element_of, format
 from precsim.formats.scaled import FP32, Scaled
 from precsim.formats.tiling import Tiling
@@ -67,9 +67,11 @@ def encode(
     NaN the elements' codes are those of NaN or 0, in one whose scale is zero those of the ends of
     the range.  Raises as `quantize` does.
     """
-    fmt = format(fmt)
+    fmt, cast = format(fmt), None
     if profile is not None:
-        return _codes_as(as_float(x), element_of(fmt), cast_of(fmt, profile, rounding, overflow))
+        fmt, cast = conforming(fmt, profile, rounding, overflow)
+    if isinstance(fmt, Format) and cast is not None:
+        return _codes_as(as_float(x), fmt, cast)
     if isinstance(fmt, Format):
         return _codes(quantize(x, fmt, rounding, overflow, random), fmt)
     values, (mode, _) = as_float(x), resolve_modes(fmt, rounding, overflow)

@@ -24,7 +24,8 @@ from precsim.formats.arrays import Array, array_module
 from precsim.formats.format import Format
 from precsim.formats.kernels import round_into
 from precsim.formats.modes import Overflow, Rounding
-from precsim.formats.registry import AnyFormat
+from precsim.formats.registry import AnyFormat, format
+from precsim.formats.scaled import Scaled
 
 
 class Payload(StrEnum):
@@ -61,21 +62,39 @@ class Cast:
 
 @dataclass(frozen=True)
 class Profile:
-    """One library's choices.  `casts` has a `Cast` for every format that the library knows."""
+    """One library's choices.
+
+    `casts` has a `Cast` for every plain format that the library knows.  `blocks` says how it scales
+    the scaled formats that it knows: with the scales of the format named.  That is all it says of
+    them: NaN and infinities in a block, and division by the scale, are `Scaled`'s.
+    """
 
     name: str
     source: str
     casts: Mapping[str, Cast] = field(hash=False)
+    blocks: Mapping[str, str] = field(hash=False, default_factory=dict)
 
-    def cast(self, fmt: AnyFormat) -> Cast:
-        """Return how the library rounds to a format; `ValueError` where it does not."""
-        if isinstance(fmt, Format) and fmt.name in self.casts:
-            return self.casts[fmt.name]
-        msg = f"profile {self.name!r} says nothing of {fmt.name}: expected {', '.join(self.casts)}"
+    def cast(self, fmt: Format) -> Cast:
+        """Return how the library rounds to a plain format; `ValueError` where it does not."""
+        return self.casts[self._known(fmt, self.casts)]
+
+    def scaled(self, fmt: Scaled) -> Scaled:
+        """Return the format with the library's scales, which `decode` needs to read its codes."""
+        found = format(self.blocks[self._known(fmt, self.blocks)])
+        assert isinstance(found, Scaled)
+        return found
+
+    def _known(self, fmt: AnyFormat, names: Mapping[str, object]) -> str:
+        if fmt.name in names:
+            return fmt.name
+        known = ", ".join([*self.casts, *self.blocks])
+        msg = f"profile {self.name!r} says nothing of {fmt.name}: expected {known}"
         raise ValueError(msg)
 
 
 _IEEE, _SATURATE = Overflow.IEEE, Overflow.SATURATE
+
+_MX = {name: name for name in ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e3m2", "mxfp6_e2m3", "mxfp4")}
 
 _ELEMENTS_OF_MX = {
     name: Cast(_SATURATE, (0, 0), narrows=False) for name in ("e3m2", "e2m3", "e2m1")
@@ -92,6 +111,7 @@ _PROFILES = (
             **_ELEMENTS_OF_MX,
             "e8m0": Cast(_IEEE, (0xFF, 0xFF), narrows=False),
         },
+        _MX | {"mxint8": "mxint8"},
     ),
     Profile(
         "ocp-saturate",
@@ -102,6 +122,7 @@ _PROFILES = (
             **_ELEMENTS_OF_MX,
             "e8m0": Cast(_SATURATE, (0xFF, 0xFF), narrows=False),
         },
+        _MX | {"mxint8": "mxint8"},
     ),
     Profile(
         "ml_dtypes",
@@ -146,6 +167,7 @@ _PROFILES = (
             "e5m2": Cast(_SATURATE, (0x7F, 0x7F)),
             "e2m1": Cast(_SATURATE, (0x07, 0x07)),
         },
+        {"mxfp8_e4m3": "mxfp8_e4m3:rceil", "mxfp8_e5m2": "mxfp8_e5m2:rceil", "nvfp4": "nvfp4"},
     ),
     Profile(
         "torchao",
@@ -160,6 +182,8 @@ _PROFILES = (
             "e2m3": Cast(_SATURATE, Payload.AS_NUMBER),
             "e2m1": Cast(_SATURATE, Payload.AS_NUMBER),
         },
+        # The defaults: `ScaleCalculationMode.FLOOR`, and NVFP4 without a scale for the tensor.
+        _MX | {"nvfp4": "e2m1:1x16:e4m3:scale_min=0.015625"},
     ),
 )
 

@@ -13,7 +13,7 @@ from precsim.formats.kernels import round_into
 from precsim.formats.modes import Mode, Overflow, Rounding, rounding_mode, stochastic
 from precsim.formats.profiles import Cast, Profile, round_as
 from precsim.formats.profiles import profile as find_profile
-from precsim.formats.registry import AnyFormat, element_of, format
+from precsim.formats.registry import AnyFormat, format
 from precsim.formats.scaled import Scaled
 
 
@@ -46,7 +46,9 @@ def quantize(
     dtype cannot carry (fp64 in float32), for stochastic rounding without `random`, and for a profile
     that does not know the format, or together with a rounding or an overflow.
     """
-    fmt = format(fmt)
+    fmt, cast = format(fmt), None
+    if profile is not None:
+        fmt, cast = conforming(fmt, profile, rounding, overflow)
     mode, beyond = resolve_modes(fmt, rounding, overflow)
     x = as_float(x)
     xp = array_module(x)
@@ -59,24 +61,27 @@ def quantize(
         )
         raise ValueError(msg)
     words = random_words(x, random) if stochastic(mode) else None
-    if profile is not None:
-        round_as(source, target, element_of(fmt), cast_of(fmt, profile, mode, overflow))
-    elif isinstance(fmt, Scaled):
+    if isinstance(fmt, Scaled):
         quantize_into(source, target, fmt, mode, words)
+    elif cast is not None:
+        round_as(source, target, fmt, cast)
     else:
         round_into(source, target, fmt, mode, beyond, words)
     return target if target.ndim or out is not None else target[()]
 
 
-def cast_of(
+def conforming(
     fmt: AnyFormat, profile: str | Profile, rounding: str | Mode, overflow: str | Overflow | None
-) -> Cast:
-    """Return how the library rounds to a format; raise where another argument contradicts it."""
+) -> tuple[AnyFormat, Cast | None]:
+    """Return a scaled format with the library's scales, or how it rounds to a plain format.
+
+    Raises `ValueError` where another argument contradicts the profile.
+    """
     found = find_profile(profile)
     if rounding_mode(rounding) is not Rounding.NEAREST or overflow is not None:
         msg = f"profile {found.name!r} decides on rounding and overflow: expected neither beside it"
         raise ValueError(msg)
-    return found.cast(fmt)
+    return (found.scaled(fmt), None) if isinstance(fmt, Scaled) else (fmt, found.cast(fmt))
 
 
 def resolve_modes(

@@ -186,11 +186,11 @@ def count(event: Event, *, histogram: bool = True) -> OpCounts:
         return counts
     with np.errstate(all="ignore"):
         magnitude = xp.abs(exact)
-        counts.zeros = int(exact.size - xp.count_nonzero(exact))
+        counts.zeros = int(xp.count_nonzero(exact == 0))  # NumPy counts booleans faster than floats
         counts.amax = float(magnitude.max())
         changed = not _holds_carrier(fmt, exact.dtype)
         if changed and element.has_zero:
-            counts.flushed = int(exact.size - xp.count_nonzero(rounded)) - counts.zeros
+            counts.flushed = int(xp.count_nonzero(rounded == 0)) - counts.zeros
         if changed:
             counts.inexact = int(xp.count_nonzero(exact != rounded))
         within = isinstance(fmt, Format) and fmt.signed and counts.amax <= fmt.max
@@ -257,7 +257,7 @@ def _count_range_ends(counts: OpCounts, fmt: Format, magnitude: Any, rounded: An
         counts.saturated = int(xp.count_nonzero((magnitude > fmt.max) & at_max))
     if counts.amin < fmt.smallest_normal:
         small = int(xp.count_nonzero(xp.abs(rounded) < fmt.smallest_normal))
-        counts.subnormal = small - int(rounded.size - xp.count_nonzero(rounded))
+        counts.subnormal = small - int(xp.count_nonzero(rounded == 0))
 
 
 def _count_swamped(counts: OpCounts, event: Event) -> None:
@@ -291,7 +291,7 @@ def exponent_histogram(magnitude: Any, xp: Any = np) -> npt.NDArray[np.int64]:
     signed, shift, bias = (np.int32, 23, 127) if flat.dtype == np.float32 else (np.int64, 52, 1023)
     fields: Any = xp.bincount(flat.view(signed) >> signed(shift), minlength=bias + HIGHEST + 1)
     by_field: Any = fields.get() if hasattr(fields, "get") else fields
-    by_field[0] -= int(flat.size - xp.count_nonzero(flat))
+    by_field[0] -= int(xp.count_nonzero(flat == 0))
     lowest = bias + LOWEST  # the field of LOWEST; float32 has none so low
     histogram = np.zeros(HIGHEST - LOWEST + 1, np.int64)
     histogram[max(0, -lowest) :] = by_field[max(0, lowest) : bias + HIGHEST + 1]

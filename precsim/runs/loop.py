@@ -13,6 +13,7 @@ from precsim.observe.trace import Level, StepTrace, Tracer
 from precsim.runs.checkpoint import restore
 from precsim.runs.config import TrainConfig
 from precsim.runs.data import Corpus
+from precsim.runs.files import RunError
 from precsim.runs.interrupt import Interruption
 from precsim.runs.lock import Lock
 from precsim.runs.manifest import Manifest, read_manifest
@@ -22,6 +23,7 @@ from precsim.runs.recovery import (
     check_formats,
     find_corpus,
     progress,
+    read_steps,
     warn_of_other_machine,
 )
 from precsim.runs.results import Run, StepRecord, Trouble
@@ -152,6 +154,10 @@ def state_before(folder: Path, step: int, corpus: Corpus | None = None) -> Train
     Raises `RunError` for a step that the run has not reached.
     """
     manifest = read_manifest(folder)
+    reached = manifest.start + len(read_steps(folder, manifest.start).records)
+    if not manifest.start <= step <= reached:
+        msg = f"{folder} has no state before step {step}: it has {manifest.start} to {reached}"
+        raise RunError(msg)
     corpus = _ready(manifest, corpus)
     before = progress(folder, manifest, most=step)
     with surroundings(manifest.config):

@@ -110,11 +110,10 @@ class StoredRun(Run):
         raise RunError(msg)
 
     def at(self, step: int) -> Trainer:
-        """Return a trainer with model, optimizer and loss scale as they were before a step."""
-        reached = self.manifest.start + len(self.records)
-        if not self.manifest.start <= step <= reached:
-            msg = f"{self.path} has no state before step {step}: it has {self.manifest.start} to {reached}"
-            raise RunError(msg)
+        """Return a trainer with model, optimizer and loss scale as they were before a step.
+
+        Raises `RunError` for a step that the run has not reached.
+        """
         return state_before(self.path, step, self.corpus)
 
     def replay(

@@ -129,6 +129,30 @@ def test_rounding_twice_is_rounding_once_with_power_of_two_scales(name):
         np.testing.assert_array_equal(quantize(once, name), once)
 
 
+@pytest.mark.parametrize(
+    "name", ["nvfp4", "nvfp4:16x16", "e4m3:1x16:e4m3+fp32", "e2m3:1x16:bf16+fp32", "e4m3:1x16"]
+)
+@pytest.mark.parametrize("power", [0, 60, -60, -110])
+def test_float32_quotients_beside_midpoints_are_decided_exactly(name, power):
+    """Nearly every element is a midpoint times its scale, rounded to float32, or next to that."""
+    rng, fmt = np.random.default_rng(abs(power)), format(name)
+    element = fmt.element
+    x = np.ldexp(rng.standard_normal((48, 256)), power).astype(np.float32)
+    x[:, ::16] *= 8  # the amax of every block is here
+    codes, _ = encode(np.ones_like(x), name)
+    scales = decode(np.full_like(codes, encode(1.0, element)), name, scales=encode(x, name)[1])
+    steps = rng.integers(0, 2 * 2**element.man_bits, x.shape) + 0.5
+    binades = rng.integers(element.emin, element.emax + 1, x.shape)
+    near = (np.ldexp(steps, binades - element.man_bits) * scales).astype(np.float32)
+    near = np.nextafter(near, near * rng.choice([0, 1, 2], x.shape).astype(np.float32))
+    replaced = (near < 0.99 * element.max * scales) & (np.arange(256) % 16 != 0)
+    x = np.where(replaced, near * np.sign(x), x)
+    assert replaced.mean() > 0.7
+    for rounding in ("nearest", "nearest_away"):
+        want = quantize(x.astype(np.float64), name, rounding).astype(np.float32)
+        testing.assert_same(quantize(x, name, rounding), want, x, name)
+
+
 # The layout of blocks.
 
 

@@ -7,8 +7,9 @@ without their sign the larger one has the larger bit pattern, infinities and NaN
 Dividing by the scale must not show in the result.  By a power of two it rounds nothing.  By any
 other scale the quotient is computed in float64, where it cannot be mistaken for a value or a
 midpoint of the element format that it is not: these, times the scale, are numbers that float64
-holds, so a quotient that is not one of them differs by more than its own rounding.  float32 does
-not hold them all, but there only a quotient that *is* a midpoint may be mistaken, and few are.
+holds, so a quotient that is not one of them differs by more than its own rounding.  float32 arrays
+to be rounded to nearest are divided in float32 all the same: only quotients beside a midpoint are
+in doubt there, and these few are divided again in float64.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ from precsim.formats.scaled import FP32, Scaled, ScaleRule
 from precsim.formats.tiling import Tiling, slabs
 
 _EXPONENT = np.uint64(0x7FF0000000000000)
-
-_TINY = 2.0**-1000
 
 _MINDFUL = (Rounding.UP, Rounding.DOWN, Rounding.TO_ODD, Stochastic(Variant.EQUAL))
 """Modes that may move a value up however close to its lower neighbour it lies."""
@@ -126,7 +125,7 @@ def find_scales(view: Array, fmt: Scaled) -> Scales:
         xp.maximum(amax, fmt.amax_min, out=amax)
     if fmt.tensor_scale is None:
         return Scales(_stored(_ratio(amax, fmt), amax == 0, fmt.scale, fmt.smallest_scale))
-    top = amax.max(where=finite, initial=0.0, keepdims=True)
+    top = xp.where(finite, amax, 0.0).max().reshape(1, 1)
     ratio = top / (fmt.element.max * fmt.scale.max)
     tensor = _stored(ratio, top == 0, fmt.tensor_scale, fmt.tensor_scale.smallest_subnormal)
     ratio = amax / (fmt.element.max * tensor)
@@ -223,70 +222,95 @@ def _round(
     """Divide by the scales, round to the elements, and multiply again (or leave the elements)."""
     xp = array_module(source)
     grid = _wider(fmt.element) if fmt.full_range or fmt.affine else fmt.element
-    work, certain = _carrier(source, fmt, rounding)
-    total = divisors = scales.total.astype(work, copy=False)
+    work, doubt = _carrier(source, fmt, rounding, scales.tensor)
+    total = divisors = scales.total
     if fmt.smallest_scale == 0:  # over a scale that underflowed to zero, elements saturate
-        divisors = xp.where(total == 0, _TINY, total)
+        divisors = xp.where(total == 0, np.finfo(work).smallest_normal, total)
+    narrow = divisors.astype(work, copy=False)
+    # float32 holds element times block scale, and then the product with the tensor's rounds once.
+    last = None if doubt is None or scales.tensor is None else scales.tensor.astype(work)
+    factors = (total if last is None else scales.blocks).astype(work, copy=False)
     for slab in slabs(source, work.itemsize):
         rows, _, across, _ = slab
         part = source[slab]
-        divisor = _spread(divisors[rows, across], part.shape[3])
+        divisor = _spread(narrow[rows, across], part.shape[3])
         quotient = xp.divide(part, divisor, out=xp.empty(part.shape, work))
         _keep_inexact(part, quotient, rounding, fmt.element.quantum)
         drawn = None if words is None else xp.ascontiguousarray(words[slab])
-        rounded = quotient if certain else xp.empty_like(quotient)
+        rounded = quotient if doubt is None else xp.empty_like(quotient)
         round_into(quotient, rounded, grid, rounding, Overflow.SATURATE, drawn)
-        if not certain:
-            _redo_midpoints(part, divisors[rows, across], quotient, rounded, grid, rounding)
+        if doubt is not None:
+            suspect = _near_midpoints(quotient, rounded, grid, doubt)
+            _divide_again(part, divisors[rows, across], rounded, suspect, grid, rounding)
         if grid is not fmt.element:
-            zero = (
-                0.0 if scales.zero_points is None else scales.zero_points[rows, None, across, None]
-            )
-            xp.clip(rounded, fmt.min - zero, fmt.max - zero, out=rounded, casting="same_kind")
+            zero: Any = 0.0
+            if scales.zero_points is not None:
+                zero = scales.zero_points[rows, None, across, None]
+            xp.clip(rounded, fmt.min - zero, fmt.max - zero, out=rounded)
         if multiply:
-            factor = divisor if fmt.smallest_scale else _spread(total[rows, across], part.shape[3])
+            same = divisors is total and last is None
+            factor = divisor if same else _spread(factors[rows, across], part.shape[3])
+            if last is not None:
+                rounded *= factor
+                factor = last
             xp.multiply(rounded, factor, out=target[slab], casting="same_kind")
         else:
             target[slab] = rounded
 
 
-def _carrier(source: Array, fmt: Scaled, rounding: Mode) -> tuple[np.dtype[Any], bool]:
-    """Return the dtype in which to divide and round, and whether quotients in it are certain."""
-    wide = np.dtype(np.float64)
-    if source.dtype == wide or fmt.element.quantum < 2.0**-100:  # room for quotients below it
-        return wide, True
-    if fmt.has_powers:
-        return source.dtype, True
-    held = fmt.scale == FP32 and fmt.tensor_scale is None  # the scale itself is a float32
-    to_nearest = rounding in (Rounding.NEAREST, Rounding.NEAREST_AWAY)
-    fast = held and to_nearest and fmt.smallest_scale > 0 and fmt.element.precision <= 12
-    return (source.dtype, False) if fast else (wide, True)
+def _carrier(
+    source: Array, fmt: Scaled, rounding: Mode, tensor: Array | None
+) -> tuple[np.dtype[Any], int | None]:
+    """Return the dtype in which to divide, and the doubt about a quotient's place near a midpoint.
 
-
-def _redo_midpoints(
-    part: Array,
-    divisors: Array,
-    quotient: Array,
-    rounded: Array,
-    grid: Format,
-    rounding: Mode,
-) -> None:
-    """Round again, from float64, what in float32 looks like a midpoint between two elements.
-
-    A quotient rounded to float32 is on the same side of every float32 number as the quotient itself,
-    or it is that number.
+    None: its place is that of the exact quotient.  0: it may be on a midpoint that the exact one is
+    only near.  2: it may be two units in the last place away, on the other side of a midpoint.
     """
-    xp = array_module(part)
+    wide, element = np.dtype(np.float64), fmt.element
+    if source.dtype == wide or element.quantum < 2.0**-100:  # float64 has room below the quantum
+        return wide, None
+    if fmt.has_powers:
+        return source.dtype, None
+    if rounding not in (Rounding.NEAREST, Rounding.NEAREST_AWAY) or element.precision > 12:
+        return wide, None
+    if tensor is None:
+        held = fmt.scale == FP32 and fmt.smallest_scale > 0
+        return (source.dtype, 0) if held else (wide, None)
+    exact_product = element.precision + fmt.scale.precision <= 24 and not element.is_integer
+    inside = 2.0**-90 < float(tensor.reshape(-1)[0]) < 2.0**90  # no scale is a float32 subnormal
+    fast = exact_product and inside and fmt.scale.quantum > 2.0**-30
+    return (source.dtype, 2) if fast else (wide, None)
+
+
+def _near_midpoints(quotient: Array, rounded: Array, grid: Format, doubt: int) -> Array:
+    """Return where float32 quotients lie too near a midpoint between elements to be sure of.
+
+    A quotient by a scale that float32 holds is, rounded, on the same side of every float32 number
+    as before, or it is that number; a scale that had to be rounded moves it by two units at most.
+    Midpoints have one significand bit more than elements, and zeros below.
+    """
+    xp = array_module(quotient)
     if grid.is_integer:
-        suspect = xp.abs(quotient - rounded) == grid.quantum / 2
-    else:  # midpoints have one significand bit more than elements
-        below = np.uint32((1 << 22 - grid.man_bits) - 1)
-        suspect = (quotient.view(np.uint32) & below == 0) & (quotient != rounded)
-    if suspect.any():
-        row, _, across, _ = where = xp.nonzero(suspect)
-        again = part[where].astype(np.float64) / divisors[row, across].astype(np.float64)
+        return xp.abs(quotient - rounded) == grid.quantum / 2  # type: ignore[no-any-return]
+    below = np.uint32((1 << 22 - grid.man_bits) - 1)
+    low = (quotient.view(np.uint32) + np.uint32(doubt)) & below
+    near = low <= 2 * doubt
+    if near.any():  # elements look the same from here, but they are where they belong
+        away = xp.abs(quotient - rounded) * 2.0 ** (grid.man_bits + 4)
+        near &= away > xp.abs(quotient)
+    return near
+
+
+def _divide_again(
+    part: Array, divisors: Array, rounded: Array, where: Array, grid: Format, rounding: Mode
+) -> None:
+    """Round again, from float64, the elements that a float32 quotient does not decide."""
+    if where.any():
+        xp = array_module(part)
+        row, _, across, _ = places = xp.nonzero(where)
+        again = part[places].astype(np.float64) / divisors[row, across]
         round_into(again, again, grid, rounding, Overflow.SATURATE)
-        rounded[where] = again
+        rounded[places] = again
 
 
 def _keep_inexact(part: Array, quotient: Array, rounding: Mode, quantum: float) -> None:

@@ -121,7 +121,9 @@ def _stored_scales(scales: Scales, fmt: Scaled) -> Any:
     if fmt.tensor_scale is not None and scales.tensor is not None:
         tensor = scales.tensor.reshape(())[()]
         is_fp32 = fmt.tensor_scale == FP32
-        return TwoLevel(stored, np.float32(tensor) if is_fp32 else _codes(tensor, fmt.tensor_scale))
+        return TwoLevel(
+            stored, tensor.astype(np.float32) if is_fp32 else _codes(tensor, fmt.tensor_scale)
+        )
     if scales.zero_points is not None:
         signed = np.dtype(f"i{code_dtype(fmt).itemsize}")
         return Affine(stored, scales.zero_points.astype(signed))

@@ -67,9 +67,10 @@ class Diagnosis:
         clipping = _share((self.clipped > 0).sum(), self.blocks)
         flushed = _share(self.flushed.sum(), self.nonzero.sum())
         wasted = float(self.wasted.mean()) if self.blocks else 0.0
+        most = int(self.clipped.max()) if self.blocks else 0
         return (
             f"{self.format.name}: {self.blocks} blocks, {clipping:.1%} clip (at most "
-            f"{int(self.clipped.max(initial=0))} values of one); {flushed:.1%} of what is not zero "
+            f"{most} values of one); {flushed:.1%} of what is not zero "
             f"is flushed; {wasted:.2g} binades unused at the top; scales {scales}; {self.lost} lost "
             "to NaN or infinity"
         )

@@ -1,7 +1,7 @@
 """A checkpoint: everything that the next step depends on, as arrays, and back again.
 
 That is the weights, the optimizer's state and its count of steps, the loss scale and its count of
-clean steps, each to the bit.  Batches and random numbers need nothing: they are functions of the
+clean steps, the policy in force and the validation losses that a schedule reads, each to the bit.  Batches and random numbers need nothing: they are functions of the
 seed and the step.  What the run has counted so far comes along, so that its totals go on, too.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from precsim.backend import array_module, to_numpy
+from precsim.engine.policy import Policy
 from precsim.engine.tensor import Tensor
 from precsim.formats.registry import format
 from precsim.observe.counters import COUNTS, OpCounts
@@ -33,6 +34,8 @@ def capture(trainer: Trainer, step: int, counts: Mapping[str, OpCounts]) -> Arra
     scaler = {f"scaler/{name}": np.array(value) for name, value in asdict(trainer.scaler).items()}
     return {
         "step": np.array(step),
+        "policy": np.array(str(trainer.policy)),
+        "valid_losses": np.array(trainer.valid_losses, float),
         "optimizer/steps": np.array(trainer.optimizer.steps),
         **scaler,
         "tensors": np.array(list(tensors), np.str_),
@@ -51,6 +54,8 @@ def restore(trainer: Trainer, arrays: Arrays) -> None:
         states = _tensors(trainer, arrays)
         fields = {name: arrays[f"scaler/{name}"].item() for name in asdict(trainer.scaler)}
         steps = int(arrays["optimizer/steps"])
+        trainer.policy = Policy.parse(arrays["policy"].item())
+        trainer.valid_losses = tuple(arrays["valid_losses"].tolist())
     except (KeyError, ValueError) as error:
         msg = f"the checkpoint does not fit the config: {error}"
         raise DamagedError(msg) from None

@@ -15,6 +15,8 @@ from precsim.engine.tape import OPS
 from precsim.nn.gpt import GPTConfig
 from precsim.nn.scaling import parse as parse_scale
 from precsim.observe.trace import Level
+from precsim.runs.schedule import AtSteps
+from precsim.runs.schedule import parse as parse_schedule
 
 
 class ConfigError(ValueError):
@@ -33,6 +35,8 @@ class TrainConfig:
     `data` is a task of `precsim.runs.data` or a file; `policy` a `Policy` in its string form;
     `loss_scale` as in `precsim.nn.scaling.parse`.  Sizes are the model's (`GPTConfig`).
 
+    `precision_schedule` (see `precsim.runs.schedule`) changes the policy while the run goes on.
+
     `accumulation` computes that many micro-batches per update and divides each one's loss by their
     number.  `micro_batches` divides it as if there were that many, computes one, and takes its
     gradient that many times: the gradients are as small as in a run that large, at the cost of one.
@@ -48,6 +52,7 @@ class TrainConfig:
     data: str = "pydoc"
     policy: str = "fp32"
     loss_scale: str = "none"
+    precision_schedule: str = "none"
     layers: int = 2
     heads: int = 4
     width: int = 64
@@ -83,6 +88,9 @@ class TrainConfig:
             policy = Policy.parse(self.policy)
             object.__setattr__(self, "policy", str(policy))
             parse_scale(self.loss_scale)
+            schedule = parse_schedule(self.precision_schedule)
+            if isinstance(schedule, AtSteps):
+                schedule.check(self.eval_every)
             object.__setattr__(self, "observe", str(Level.parse(self.observe)))
             self.model(vocabulary=1)
         except ValueError as error:

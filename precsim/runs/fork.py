@@ -7,9 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from precsim.engine import ops
-from precsim.engine.context import Observer, current, using
-from precsim.engine.tensor import Tensor
+from precsim.engine.context import Observer
 from precsim.runs.checkpoint import capture
 from precsim.runs.config import ConfigError, TrainConfig
 from precsim.runs.data import Corpus, load
@@ -40,7 +38,8 @@ def fork(
     Weights and the optimizer's state are taken over, rounded into the formats of the new policy
     where these differ; the loss scale is taken over unless `loss_scale` is changed, the state
     unless `optimizer` is.  Without changes the fork's bits are the parent's.  The fork's steps are
-    numbered on from `at`; its manifest names the parent.
+    numbered on from `at`; its manifest names the parent.  Where a precision schedule has changed
+    the policy by then, the fork begins with the one in force, unless `policy` is changed.
 
     Raises `ConfigError` for changes that cannot be: unknown entries, a model of another size, a
     text with other letters, no step left to run; `RunError` as `resume` and `train` do.
@@ -54,6 +53,8 @@ def fork(
     new_corpus = old_corpus if config.data == parent.config.data else corpus or load(config.data)
     _check_fits(parent.config, old_corpus, config, new_corpus)
     old = state_before(folder, at, old_corpus)
+    if "policy" not in changes:
+        config = config.change(policy=str(old.policy))
     with Lock(out) as lock:
         clear_folder(out, force=force)
         lock.writing = True
@@ -73,26 +74,17 @@ def fork(
 
 def hand_over(old: Trainer, new: Trainer) -> None:
     """Give a trainer the state of another, in its own policy's formats."""
-    policy = current().policy
-    stored = "master_weights" if policy.has_master else "weights"
     for name, parameter in new.model.parameters.items():
-        taken = _rounded(old.model.parameters[name], stored, name)
+        taken = old.model.parameters[name]
         parameter.data, parameter.format = taken.data, taken.format
     if old.config.optimizer == new.config.optimizer:
         new.optimizer.steps = old.optimizer.steps
-        new.optimizer.state = {
-            slot: {name: _rounded(state, "optimizer_state", name) for name, state in states.items()}
-            for slot, states in old.optimizer.state.items()
-        }
+        kept = {slot: old.optimizer.state.get(slot, {}) for slot in new.optimizer.slots}
+        new.optimizer.state = {slot: dict(states) for slot, states in kept.items()}
     if old.config.loss_scale == new.config.loss_scale:
         new.scaler = old.scaler
-
-
-def _rounded(tensor: Tensor, role: str, name: str) -> Tensor:
-    """Cast a tensor into the format of a role; one that has it stays as it is."""
-    wanted = getattr(current().policy, role)
-    with using(role=role, scope=name, taping=False):
-        return ops.cast(Tensor(tensor.data, tensor.format), to=wanted)
+    new.valid_losses = old.valid_losses
+    new.adopt(new.policy)
 
 
 def _check_fits(old: TrainConfig, old_corpus: Corpus, new: TrainConfig, new_corpus: Corpus) -> None:

@@ -87,6 +87,7 @@ def _steps(
     for step in range(start, run.config.steps):
         if run.died_at is not None:
             return
+        policy = trainer.policy
         try:
             with using(step=step):
                 result = trainer.step(step)
@@ -94,29 +95,27 @@ def _steps(
             run.died_at, run.trouble = step, Trouble(step, "loss scale", str(error))
             return
         trace = tracer.drain()
-        record = make_record(trainer, step, result, trace)
-        run.note(record, trace.rows, trainer.policy)
+        record = make_record(step, result, trace)
+        run.note(record, trace.rows, policy)
         if not trainer.alive():
             run.died_at = step
         yield record, trace
 
 
-def make_record(trainer: Trainer, step: int, result: StepResult, trace: StepTrace) -> StepRecord:
-    """Return the record of a step that the trainer has just done."""
-    config = trainer.config
-    last = step + 1 == config.steps
-    evaluate = last or (step + 1) % config.eval_every == 0
+def make_record(step: int, result: StepResult, trace: StepTrace) -> StepRecord:
+    """Return the record of a step that a trainer has just done."""
     rows = trace.rows
     return StepRecord(
         step=step,
         loss=result.loss,
-        valid_loss=trainer.valid_loss(step) if evaluate else None,
+        valid_loss=result.valid_loss,
         lr=result.lr,
         scale=result.scale,
         skipped=result.skipped,
         grad_norm=result.grad_norm,
         flushed=total(rows, phase="backward").flushed_share if rows else float("nan"),
         lost_updates=total(rows, op="apply_update").swamped_share if rows else float("nan"),
+        change="" if result.change is None else str(result.change),
     )
 
 

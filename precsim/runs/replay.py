@@ -78,7 +78,7 @@ def replay(
         with using(step=step):
             result = trainer.step(step)
         trace = tracer.drain()
-        record = make_record(trainer, step, result, trace)
+        record = make_record(step, result, trace)
     chunk = Chunk()
     chunk.add(trace)
     ops = OpTable([chunk.drain()])

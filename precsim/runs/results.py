@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from precsim.nn.gpt import GPT
 from precsim.observe.counters import OpCounts
 from precsim.runs.config import TrainConfig
 from precsim.runs.data import Corpus, DataError
+from precsim.runs.schedule import difference
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class StepRecord:
     `skipped`: the scaler found a gradient that is not finite.  `flushed`: share of the nonzero
     results of backward ops that became zero.  `lost_updates`: share of the nonzero weight updates
     that changed nothing; both NaN where no op was observed.  `valid_loss` is None on the steps
-    between evaluations.
+    between evaluations.  `change` is the policy from the next step on, "" where it stays.
     """
 
     step: int
@@ -37,6 +39,7 @@ class StepRecord:
     grad_norm: float
     flushed: float
     lost_updates: float
+    change: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -57,6 +60,23 @@ class StepRecord:
             for name, value in entry.items()
         }
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of policy: the first step under `after`, and the record of the step before it."""
+
+    step: int
+    before: Policy
+    after: Policy
+    record: StepRecord
+
+    def __str__(self) -> str:
+        record = self.record
+        seen = f"validation loss {record.valid_loss:.4g}" if record.valid_loss is not None else ""
+        if not isnan(record.flushed):
+            seen += f", {record.flushed:.0%} flushed, {record.lost_updates:.0%} of updates lost"
+        return f"step {self.step} ({seen}): {difference(self.before, self.after)}"
 
 
 @dataclass(frozen=True)
@@ -94,13 +114,31 @@ class Run:
     @property
     def steps(self) -> dict[str, np.ndarray]:
         """The records as columns: ``run.steps["loss"]`` (None becomes NaN)."""
-        names = StepRecord.__dataclass_fields__
+        names = [name for name in StepRecord.__dataclass_fields__ if name != "change"]
         return {
             name: np.array([getattr(r, name) for r in self.records], dtype=float)
             if name != "skipped"
             else np.array([r.skipped for r in self.records])
             for name in names
         }
+
+    @property
+    def changes(self) -> list[Change]:
+        """The changes of policy that a precision schedule made, in order."""
+        found: list[Change] = []
+        policy = Policy.parse(self.config.policy)
+        for record in self.records:
+            if record.change:
+                after = Policy.parse(record.change)
+                found.append(Change(record.step + 1, policy, after, record))
+                policy = after
+        return found
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force after the last step."""
+        changes = self.changes
+        return changes[-1].after if changes else Policy.parse(self.config.policy)
 
     def final_loss(self, last: int = 20) -> float:
         """Return the mean training loss of the last steps; NaN once the weights are destroyed."""
@@ -125,7 +163,7 @@ class Run:
             raise DataError(msg)
         if not len(ids):
             ids = self.corpus.valid[:16].astype(np.int64)
-        with using(self.config.policy, seed=self.config.seed):
+        with using(self.policy, seed=self.config.seed):
             tokens = self.model.generate(ids, length, self.config.seed, temperature)
         return self.corpus.decode(tokens[len(ids) :])
 

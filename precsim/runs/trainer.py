@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from precsim.engine import ops
-from precsim.engine.context import using
+from precsim.engine.context import current, using
 from precsim.engine.policy import Policy
+from precsim.engine.tensor import Tensor
 from precsim.nn import optim, scaling
 from precsim.nn.gpt import GPT
 from precsim.nn.optim import Tensors
 from precsim.nn.optim8bit import AdamW8bit
+from precsim.observe.counters import Counters
+from precsim.runs import schedule as schedules
 from precsim.runs.config import TrainConfig
 from precsim.runs.data import Batches, Corpus
+from precsim.runs.schedule import Metrics
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What the trainer knows after a step, before it is recorded."""
+    """What the trainer knows after a step, before it is recorded.
+
+    `valid_loss` is None where it was not time for an evaluation; `change` is the policy of the next
+    step on, None where it stays.
+    """
 
     loss: float
     lr: float
     scale: float
     skipped: bool
     grad_norm: float
+    valid_loss: float | None = None
+    change: Policy | None = None
 
 
 class Trainer:
-    """Model, optimizer and loss scale, advanced one step at a time."""
+    """Model, optimizer, loss scale and the policy in force, advanced one step at a time."""
 
     def __init__(self, config: TrainConfig, model: GPT, batches: Batches) -> None:
         self.config = config
@@ -39,12 +49,47 @@ class Trainer:
         self.batches = batches
         self.scaler = scaling.parse(config.loss_scale)
         self.optimizer = make_optimizer(config, model.parameters)
+        self.schedule = schedules.parse(config.precision_schedule)
+        self.valid_losses: tuple[float, ...] = ()
 
     def step(self, step: int) -> StepResult:
-        """Do one update; the order is scale, backward, unscale and check, clip, step, adjust.
+        """Do one update, and where it is time an evaluation, after which the policy may change.
 
         Raises `scaling.LossScaleError` where the scaler gives up; then nothing has been updated.
         """
+        last = step + 1 == self.config.steps
+        if not last and (step + 1) % self.config.eval_every:
+            with using(self.policy):
+                return self._update(step)
+        counters = Counters()
+        watching = (counters,) if self.schedule else ()
+        with using(self.policy, observers=(*current().observers, *watching)):
+            result = self._update(step)
+        valid_loss = self.valid_loss(step)
+        self.valid_losses += (valid_loss,)
+        change = None
+        if self.schedule and not last:
+            initial = Policy.parse(self.config.policy)
+            metrics = Metrics(step, self.valid_losses, self.policy, initial, result.skipped)
+            change = self.schedule.on_eval(metrics, counters.rows)
+        if change is not None:
+            self.adopt(change)
+        return replace(result, valid_loss=valid_loss, change=change)
+
+    def adopt(self, policy: Policy) -> None:
+        """Go on under another policy: weights and state are rounded into its formats."""
+        self.policy = policy
+        stored = "master_weights" if policy.has_master else "weights"
+        with using(policy, observers=(), taping=False):
+            for name, weight in self.model.parameters.items():
+                taken = rounded(weight, stored, name)
+                weight.data, weight.format = taken.data, taken.format
+            for slot, states in self.optimizer.state.items():
+                role = stored if slot == "kahan" else "optimizer_state"
+                self.optimizer.state[slot] = {n: rounded(x, role, n) for n, x in states.items()}
+
+    def _update(self, step: int) -> StepResult:
+        """Scale, go backward, unscale and check, clip, step, adjust the scale: in this order."""
         config = self.config
         peak = config.lr
         lr = peak
@@ -86,12 +131,19 @@ class Trainer:
 
         What it draws depends on `step` and on nothing that was computed before.
         """
-        with using(step=step, taping=False, observers=()):
+        with using(self.policy, step=step, taping=False, observers=()):
             return float(np.mean([self.model.loss(x, y).item() for x, y in self.batches.valid()]))
 
     def alive(self) -> bool:
         """Return whether all weights are still numbers."""
         return optim.all_finite(self.model.parameters)
+
+
+def rounded(tensor: Tensor, role: str, name: str) -> Tensor:
+    """Return a tensor in the format that the policy has for a role; it may have it already."""
+    wanted = getattr(current().policy, role)
+    with using(role=role, scope=name):
+        return ops.cast(Tensor(tensor.data, tensor.format), to=wanted)
 
 
 def make_trainer(config: TrainConfig, corpus: Corpus) -> Trainer:

@@ -350,15 +350,20 @@ def report(
     table = {r.title: (r.format, outcomes[name].summary) for name, r in recipes.items()}
     said = verdicts(outcomes)
     drawn = ", ".join(str(path) for path in paths if path.suffix == ".png")
+    start = next(iter(outcomes.values())).sample[: len(PROMPT)]
     return [
         terminal.runs_table(table, width),
+        *terminal.heading("What became of each"),
         terminal.sentences((r.title, r.format, said[name]) for name, r in recipes.items()),
+        *terminal.heading(
+            f"What it writes after {start!r}" if start == PROMPT else "What it writes"
+        ),
         terminal.sentences(
             (r.title, r.format, terminal.printable(outcomes[name].sample)[:SAMPLE_SHOWN])
             for name, r in recipes.items()
         ),
-        hidden(config, outcomes),
-        f"Figures: {drawn} (and .svg, and the data as .json)",
+        f"\n{hidden(config, outcomes)}",
+        f"\nFigures: {drawn} (and .svg, and the data as .json)",
     ]
 
 

@@ -68,7 +68,7 @@ def test_num_takes_a_number_apart(run):
     code, out, _ = run("num", "0.1", "--format", "e4m3")
     assert code == 0
     for part in ("0.1015625 (normal)", "0  0011", "101", "0x1d", "2^(3 - 7) x (1 + 5/8)", "1.100|1100",
-                 "0.09375 |", "| 0.1015625", "80 % of the way", "+0.0015625", "0.2 ulp", "0.25 u", "max 448"):  # fmt: skip
+                 "0.09375 |", "| 0.1015625", "80% of the way", "+0.0015625", "0.2 ulp", "0.25 u", "max 448"):  # fmt: skip
         assert part in out
 
 

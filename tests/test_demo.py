@@ -56,14 +56,14 @@ def test_the_histogram_is_that_of_the_gradients_before_rounding(outcomes):
 def test_fp16_loses_gradients_and_its_verdict_says_so(outcomes):
     flushed = outcomes["fp16"].summary.flushed
     assert flushed > 0.3
-    assert f"{100 * flushed:.0f} % of its gradients underflow" in demo.verdicts(outcomes)["fp16"]
+    assert f"{flushed:.0%} of its gradients underflow" in demo.verdicts(outcomes)["fp16"]
     assert outcomes["fp16"].summary.trouble.path.startswith("gradients/")
 
 
 def test_what_the_loss_hides_is_counted_in_the_histogram(outcomes, config):
     text = demo.hidden(config, outcomes)
     assert "4096 times larger" in text
-    assert re.search(r"flush (<?[0-9.]+ %) of them", text)
+    assert re.search(r"flush (<?[0-9.]+%) of them", text)
 
 
 def test_the_title_names_those_that_do_not_learn(outcomes):

@@ -47,7 +47,7 @@ def test_a_format_without_a_look_has_its_relatives_hue(name, relative):
 
 @pytest.mark.parametrize(
     ("part", "text"),
-    [(0.0, "0 %"), (1e-9, "<0.1 %"), (0.0123, "1.2 %"), (0.5, "50 %"), (0.9999, "99.9 %"), (1.0, "100 %")],
+    [(0.0, "0%"), (1e-9, "<0.1%"), (0.0123, "1.2%"), (0.5, "50%"), (0.9999, "99.9%"), (1.0, "100%")],
 )  # fmt: skip
 def test_a_share_never_rounds_to_none_or_all(part, text):
     assert share(part) == text
@@ -134,8 +134,8 @@ def test_the_histogram_names_the_share_that_each_format_flushes_and_moves_with_t
     )
     top, bars = figure.axes
     written = [text.get_text() for text in bars.texts]
-    assert "50 % become 0" in written  # below 2^-25
-    assert "100 % become 0" in written
+    assert "50% become 0" in written  # below 2^-25
+    assert "100% become 0" in written
     assert any("65504" in text for text in written)
     fill, moved = top.patches[:2]
     np.testing.assert_allclose(moved.get_data().edges - fill.get_data().edges, 10)

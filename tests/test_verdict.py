@@ -18,13 +18,13 @@ NAN = float("nan")
     ("changes", "says", "fine"),
     [
         ({}, "keeps up with the reference, a validation loss of 2.00 against 2.00: its gradients lose nothing", True),
-        ({"valid_loss": 2.05}, "falls 2.5 % behind, a validation loss of 2.05 against 2.00", True),
-        ({"valid_loss": 4.0, "flushed": 0.7}, "hardly learns, a validation loss of 4.00 against 2.00: 70 % of its gradients underflow to zero", False),
+        ({"valid_loss": 2.05}, "falls 2.5% behind, a validation loss of 2.05 against 2.00", True),
+        ({"valid_loss": 4.0, "flushed": 0.7}, "hardly learns, a validation loss of 4.00 against 2.00: 70% of its gradients underflow to zero", False),
         ({"valid_loss": 9.0}, "is worse than guessing, a validation loss of 9.00 against 2.00 (guessing: 4.60)", False),
         ({"died_at": 7, "valid_loss": NAN, "loss": NAN}, "dies at step 7: its weights are no longer finite", False),
-        ({"lost_updates": 0.83}, "keeps up with the reference, a validation loss of 2.00 against 2.00, and the loss does not show that 83 % of its weight updates change nothing", True),
-        ({"flushed": 0.01}, "keeps up with the reference, a validation loss of 2.00 against 2.00: only 1.0 % of its gradients underflow", True),
-        ({"flushed": 0.3, "chance_gradients": True}, "keeps up with the reference, a validation loss of 2.00 against 2.00, and the loss does not show that 30 % of its gradients underflow to zero, though by chance and so right on average", True),
+        ({"lost_updates": 0.83}, "keeps up with the reference, a validation loss of 2.00 against 2.00, and the loss does not show that 83% of its weight updates change nothing", True),
+        ({"flushed": 0.01}, "keeps up with the reference, a validation loss of 2.00 against 2.00: only 1.0% of its gradients underflow", True),
+        ({"flushed": 0.3, "chance_gradients": True}, "keeps up with the reference, a validation loss of 2.00 against 2.00, and the loss does not show that 30% of its gradients underflow to zero, though by chance and so right on average", True),
     ],
 )  # fmt: skip
 def test_the_sentence_follows_from_the_numbers(changes, says, fine):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -34,7 +35,7 @@ class Bars:
         self.live: Progress | None = None
         if console.is_terminal and not console.is_dumb_terminal and not quiet:
             self.live = Progress(
-                TextColumn("{task.fields[title]}", markup=False),
+                TextColumn("{task.fields[title]}"),
                 BarColumn(bar_width=None),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[loss]:>11}", markup=False),
@@ -43,8 +44,14 @@ class Bars:
                 expand=True,
             )
             self.tasks = {
-                name: self.live.add_task("", total=steps, title=title, loss="", start=False)
-                for name, (title, _) in runs.items()
+                name: self.live.add_task(
+                    "",
+                    total=steps,
+                    title=f"[{style or 'default'}]{escape(title)}",
+                    loss="",
+                    start=False,
+                )
+                for name, (title, style) in runs.items()
             }
 
     def __enter__(self) -> Self:

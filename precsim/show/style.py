@@ -78,9 +78,9 @@ def power(exponent: float) -> str:
 
 
 def share(part: float) -> str:
-    """Return a share in percent; one that is not zero never reads 0 %, nor an incomplete one 100 %."""
+    """Return a share in percent; one that is not zero never reads 0%, nor an incomplete one 100%."""
     if 0 < part < 0.001:
-        return "<0.1 %"
+        return "<0.1%"
     if part < 0.1:
-        return f"{100 * part:.1f} %" if part else "0 %"
-    return f"{min(100 * part, 99.9):.1f} %" if 0.995 <= part < 1 else f"{100 * part:.0f} %"
+        return f"{part:.1%}" if part else "0%"
+    return f"{min(part, 0.999):.1%}" if 0.995 <= part < 1 else f"{part:.0%}"

@@ -163,8 +163,11 @@ RUN_COLUMNS = (
 )
 
 
-def runs_table(runs: Mapping[str, tuple[str, Summary]], width: int) -> Table:
-    """Return the table of runs, title -> (format, summary)."""
+def runs_table(runs: Mapping[str, tuple[str, Summary]], width: int) -> RenderableType:
+    """Return the table of runs, title -> (format, summary).
+
+    Where it is too narrow for them, the first ops in trouble are listed below it.
+    """
     rows: list[Cells] = [
         [
             Text(title, style=ink(fmt)),
@@ -177,7 +180,16 @@ def runs_table(runs: Mapping[str, tuple[str, Summary]], width: int) -> Table:
         ]
         for title, (fmt, run) in runs.items()
     ]
-    return table(RUN_COLUMNS, rows, width)
+    drawn = table(RUN_COLUMNS, rows, width)
+    troubles = [(t, f, str(run.trouble)) for t, (f, run) in runs.items() if run.trouble]
+    if not troubles or len(drawn.columns) == len(RUN_COLUMNS):
+        return drawn
+    return Group(drawn, *heading("First op in trouble"), sentences(troubles))
+
+
+def heading(text: str) -> tuple[Text, Text]:
+    """Return a heading and the empty line before it."""
+    return Text(), Text(text, style="bold underline")
 
 
 def sentences(rows: Iterable[tuple[str, str, str]]) -> Table:

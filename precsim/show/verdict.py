@@ -26,21 +26,13 @@ def verdict(run: Summary, reference: Summary) -> str:
 
     A run that died is said to be dead; a reference that died is not compared with.
     """
-    ending, fine = _ending(run, reference)
-    causes = _damage(run)
-    if not causes:
-        kept = "its gradients lose nothing" if run.flushed == 0 else _little(run)
-        causes = [kept] if fine else []
-    if run.skipped:
-        first, last = run.scales
-        moved = f"moved from {first:g} to {last:g}" if last != first else f"stayed near {last:g}"
-        plural = "s were" if run.skipped > 1 else " was"
-        causes.append(f"{run.skipped} step{plural} skipped while the loss scale {moved}")
-    if not causes:
-        return f"{ending}."
-    hidden = fine and bool(_damage(run))
-    link = ", and the loss does not show that " if hidden else ": "
-    return f"{ending}{link}{', and '.join(causes)}."
+    sentence, fine = _ending(run, reference)
+    if damage := " and ".join(_damage(run)):
+        sentence += f", and the loss does not show that {damage}" if fine else f": {damage}"
+    elif fine:
+        little = f"only {share(run.flushed)} of its gradients underflow"
+        sentence += f": {little if run.flushed else 'its gradients lose nothing'}"
+    return f"{sentence}{_skips(run)}."
 
 
 def learned(run: Summary, reference: Summary) -> bool:
@@ -83,5 +75,10 @@ def _damage(run: Summary) -> list[str]:
     return found
 
 
-def _little(run: Summary) -> str:
-    return f"only {share(run.flushed)} of its gradients underflow"
+def _skips(run: Summary) -> str:
+    if not run.skipped:
+        return ""
+    first, last = run.scales
+    moved = f"moved from {first:g} to {last:g}" if last != first else f"stayed near {last:g}"
+    steps = "1 step was" if run.skipped == 1 else f"{run.skipped} steps were"
+    return f"; {steps} skipped while the loss scale {moved}"

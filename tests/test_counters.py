@@ -97,10 +97,12 @@ def test_a_shared_scale_has_no_ends_of_its_own_to_count(name, x):
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 0), (0,), (2, 3)])
 @pytest.mark.parametrize("value", [0.0, -0.0, math.nan, math.inf, 1e-9, 70000.0, 1.0])
-def test_counts_are_defined_for_every_shape_and_kind(shape, value):
+@pytest.mark.parametrize("precision", ["fp16", "fp64", "fp64:saturate", "e8m0", "e2m1"])
+def test_counts_are_defined_for_every_shape_and_kind(shape, value, precision):
     x = np.full(shape, value)
-    counts, event = observed(x, "fp16")
-    check(counts, x.ravel().tolist(), event.rounded.ravel().tolist(), ps.format("fp16"))
+    counts, event = observed(x, precision)
+    fmt = ps.format(precision.partition(":")[0])
+    check(counts, x.ravel().tolist(), event.rounded.ravel().tolist(), fmt)
     plain = json.loads(json.dumps(counts.to_dict(), allow_nan=False))
     assert plain["n"] == x.size
     assert all(0 <= plain[f"{name}_share"] <= 1 for name in ("flushed", "subnormal", "swamped"))

@@ -231,7 +231,8 @@ def _set_nonfinite_aside(counts: OpCounts, *arrays: Any) -> tuple[Any, Any, Any]
     counts.nonfinite_in = int(exact.size - xp.count_nonzero(finite_before))
     counts.overflowed = int(xp.count_nonzero(finite_before & ~finite_after))
     counts.nan = int(xp.count_nonzero(xp.isnan(rounded)))
-    counts.inexact -= int(xp.count_nonzero(xp.isnan(exact) & xp.isnan(rounded)))
+    stays_nan = xp.isnan(exact) & xp.isnan(rounded)
+    counts.inexact = int(xp.count_nonzero((exact != rounded) & ~stays_nan))
     counts.flushed = int(xp.count_nonzero((exact != 0) & (rounded == 0)))  # a zero may be NaN now
     both = finite_before & finite_after
     magnitude = xp.where(finite_before, magnitude, 0)

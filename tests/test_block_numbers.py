@@ -176,6 +176,31 @@ def test_torchao_s_blocks_code_for_code():
         assert scales.tensor == tensor
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_torchao_itself_on_other_numbers():
+    torch = pytest.importorskip("torch")
+    mx = pytest.importorskip("torchao.prototype.mx_formats.mx_tensor")
+    config = pytest.importorskip("torchao.prototype.mx_formats.config")
+    kernels = pytest.importorskip("torchao.prototype.mx_formats.kernels")
+    dtypes = {
+        "mxfp8_e4m3": torch.float8_e4m3fn, "mxfp8_e5m2": torch.float8_e5m2,
+        "mxfp6_e3m2": "fp6_e3m2", "mxfp6_e2m3": "fp6_e2m3", "mxfp4": torch.float4_e2m1fn_x2,
+    }  # fmt: skip
+    rng = np.random.default_rng(15)
+    x = rng.standard_normal((2000, 64)) * 10.0 ** rng.integers(-30, 30, (2000, 1))
+    x[1000:] = np.ldexp(1.0, rng.integers(-20, 20, (1000, 64))) * (1 - 2.0**-24)
+    x = x.astype(np.float32)
+    for name, dtype in dtypes.items():
+        for mode in config.ScaleCalculationMode:
+            scales, elements = mx.to_mx(torch.from_numpy(x), dtype, 32, mode)
+            if name == "mxfp4":
+                elements = kernels.unpack_uint4(elements)
+            codes, ours = encode(x, f"{name}:{mode.name.lower()}")
+            np.testing.assert_array_equal(ours, scales.view(torch.uint8).numpy())
+            np.testing.assert_array_equal(codes.ravel(), elements.view(torch.uint8).numpy().ravel())
+
+
 def transformer_engine(x):
     """Return NVFP4 block scales and elements in TE's order of float32 operations.
 

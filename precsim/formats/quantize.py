@@ -30,7 +30,9 @@ def quantize(
 
     NaN stays NaN (formats without NaN: +0); infinities and values that round beyond `max` follow
     `overflow` (None: "ieee" where the format has an infinity or a NaN, else "saturate"); -0 stays
-    -0 where the format has it; a value that rounds to zero keeps its sign.
+    -0 where the format has it; a value that rounds to zero keeps its sign.  In a scaled format
+    elements saturate whatever `overflow` says, and a NaN or an infinity makes its block NaN (see
+    `precsim.formats.scaled.Scaled`).
 
     x: any shape; float32 and float64 are rounded in place of a copy (`out` may be x itself, and
     is made where it is None); anything else real becomes float64; a scalar gives a scalar.

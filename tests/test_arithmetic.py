@@ -213,3 +213,12 @@ def test_the_backward_pass_and_scattered_rows_use_the_register_too():
         ps.ops.gather(table, ids=np.ones(3000, int)).backward(np.ones((3000, 1)))
     assert weight.grad.item() == bias.grad.item() == 2048
     np.testing.assert_array_equal(table.grad.numpy(), [[0], [2048]])
+
+
+def test_an_infinite_gradient_stays_with_its_token():
+    """A product with a one-hot matrix would make 0 * inf = NaN in the rows of all other tokens."""
+    x = np.array([[np.inf, 1.0], [2.0, 3.0]])
+    for accumulator in (None, "fp16"):
+        with ps.using(ps.Policy.uniform("fp32", accumulator=accumulator)):
+            rows = ps.ops.scatter_add(x, ids=np.array([2, 0]), rows=3).numpy()
+        np.testing.assert_array_equal(rows, [[2.0, 3.0], [0.0, 0.0], [np.inf, 1.0]])

@@ -60,6 +60,18 @@ class Arithmetic:
         shape = tuple(1 if a in first else n for a, n in enumerate(x.shape))
         return total.reshape(shape) if keepdims else total
 
+    def scatter_add(self, x: Array, places: Array, rows: int) -> Array:
+        """Add vector i of x (N, C) to row ``places[i]`` of (rows, C); rows without one are 0."""
+
+        def part(start: int, stop: int) -> Array:
+            total = self.xp.zeros((rows, x.shape[1]), x.dtype)
+            self.xp.add.at(total, places[start:stop], x[start:stop])
+            return total  # type: ignore[no-any-return]
+
+        if self.accumulator is None or len(x) == 0:
+            return part(0, len(x))
+        return self._accumulate(len(x), part)
+
     def keep(self, x: Array) -> Array:
         """Round to nearest what a kernel keeps between two passes over a row (a mean, a sum)."""
         if self.accumulator is None:

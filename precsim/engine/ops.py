@@ -212,8 +212,7 @@ def amax(m: Arithmetic, x: Array, axis: int, keep: Array | None = None) -> Array
 def scatter_add(m: Arithmetic, x: Array, ids: Array, rows: int) -> Array:
     """Add each vector of x to the row that `ids` names, of `rows`: an embedding's gradient."""
     places = _checked_ids(m, ids, rows).reshape(-1)
-    one_hot = (m.xp.arange(rows)[:, None] == places).astype(x.dtype)  # (rows, N)
-    return m.matmul(one_hot, x.reshape(places.size, x.shape[-1]))
+    return m.scatter_add(x.reshape(places.size, x.shape[-1]), places, rows)
 
 
 @primitive(

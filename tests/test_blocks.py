@@ -184,6 +184,8 @@ def test_scales_have_the_shape_of_the_grid_of_blocks(block, shape, grid):
     assert (codes.shape, scales.shape) == (shape, grid)
     assert quantize(x, name).shape == shape
     np.testing.assert_array_equal(decode(codes, name, scales=scales), x)
+    codes, scales = encode(x, name, "stochastic", random=0)
+    np.testing.assert_array_equal(decode(codes, name, scales=scales), x)
 
 
 def test_what_lies_in_other_blocks_does_not_matter():
@@ -215,10 +217,11 @@ def test_the_number_of_steps_does_not_grow_with_the_number_of_blocks(monkeypatch
     rounds = blocks.round_into
     monkeypatch.setattr(blocks, "round_into", lambda *args: calls.append(1) or rounds(*args))
     x = np.ones((64, 512), np.float32)
-    for name in ("mxfp4", "e2m1:1x2:e8m0", "e2m1:2x1:e8m0", "e2m1:2x2:e8m0", "e2m1:row:e8m0"):
-        calls.clear()
-        quantize(x, name)
-        assert len(calls) == 2, name  # one slab, and the scales
+    for block in ("1x32", "1x2", "2x1", "2x2", "row", "1x1"):
+        for scale, steps in (("e8m0", 1), ("fp32", 2)):  # one slab, and scales that round
+            calls.clear()
+            quantize(x, f"e2m1:{block}:{scale}")
+            assert len(calls) == steps, block
 
 
 def test_every_memory_layout_and_out_are_served():

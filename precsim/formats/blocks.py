@@ -15,6 +15,7 @@ in doubt there, and these few are divided again in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,22 +83,24 @@ def split(
     `Scales` have the shape of the grid of blocks: x's, with the number of blocks for lengths.
     """
     xp, tiling = array_module(x), Tiling.of(x.shape, fmt.block)
-    # Blocks without a value have the scale of zeros.
-    source = tiling.view(xp.ascontiguousarray(x)) if x.size else xp.zeros((1, 1, 1, 1))
-    drawn = None if words is None or x.size == 0 else tiling.view(words)
-    view = xp.empty(source.shape)
+    if x.size == 0:  # blocks without a value have the scale of zeros
+        found = find_scales(xp.zeros((1, 1, 1, 1)), fmt)
+        return xp.empty(x.shape), _mapped(found, lambda a: xp.broadcast_to(a[0, 0], tiling.grid))
+    source = tiling.view(xp.ascontiguousarray(x))
+    elements = xp.empty(source.shape)
+    drawn = None if words is None else tiling.view(words)
     with np.errstate(all="ignore"):
         found = find_scales(source, fmt)
-        _round(source, view, found, fmt, rounding, drawn, multiply=False)
+        _round(source, elements, found, fmt, rounding, drawn, multiply=False)
         if found.zero_points is not None:
-            view += found.zero_points[:, None, :, None]
+            elements += found.zero_points[:, None, :, None]
+    return tiling.restore(elements), _mapped(found, lambda a: a.reshape(tiling.grid))
 
-    def laid_out(part: Array) -> Array:
-        return part.reshape(tiling.grid) if x.size else xp.broadcast_to(part[0, 0], tiling.grid)
 
-    zero_points = None if found.zero_points is None else laid_out(found.zero_points)
-    elements = tiling.restore(view) if x.size else xp.empty(x.shape)
-    return elements, Scales(laid_out(found.blocks), found.tensor, zero_points)
+def _mapped(scales: Scales, layout: Callable[[Array], Array]) -> Scales:
+    """Return the scales with what there is for every block in another layout."""
+    zero_points = None if scales.zero_points is None else layout(scales.zero_points)
+    return Scales(layout(scales.blocks), scales.tensor, zero_points)
 
 
 def join(elements: Array, scales: Scales, fmt: Scaled) -> Array:
@@ -123,6 +126,8 @@ def find_scales(view: Array, fmt: Scaled) -> Scales:
         amax[~finite] = xp.nan
     if fmt.amax_min:
         xp.maximum(amax, fmt.amax_min, out=amax)
+    if fmt.scale.man_bits == 0 and fmt.rule.gives_powers:  # what _stored would do, and quicker
+        return Scales(xp.clip(_ratio(amax, fmt), fmt.smallest_scale, fmt.scale.max))
     if fmt.tensor_scale is None:
         return Scales(_stored(_ratio(amax, fmt), amax == 0, fmt.scale, fmt.smallest_scale))
     top = xp.where(finite, amax, 0.0).max().reshape(1, 1)

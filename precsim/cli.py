@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import precsim
-from precsim import cli_verify
+from precsim import cli_analyse, cli_verify
 from precsim.engine.policy import Policy
 from precsim.formats import literal
 from precsim.formats.modes import SPELLINGS
@@ -329,6 +329,7 @@ def info(as_json: Json = False) -> None:
     out.print(terminal.sentences([(name, "fp32", str(fact)) for name, fact in facts.items()]))
 
 
+cli_analyse.register(app)
 cli_verify.register(app)
 
 

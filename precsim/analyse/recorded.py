@@ -1,0 +1,67 @@
+"""A step of a recorded run, ready to be looked at: what its ops did, and the moment before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from precsim.analyse.moment import Moment
+from precsim.observe.counters import OpCounts
+from precsim.observe.trace import Level
+from precsim.runs.columns import OpTable
+from precsim.runs.replay import recorded_ops
+from precsim.runs.run import StoredRun
+
+_PLAIN = tuple(f.name for f in fields(OpCounts) if f.name != "histogram")
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op of a step: its counts, histogram included, and its local error in units of u."""
+
+    counts: OpCounts
+    err_u: float
+
+
+def ops_of(run: StoredRun, step: int) -> list[Op]:
+    """Return the ops of a step in the order in which they ran, with histograms.
+
+    From the trace where it has them, else the step is run again.  Raises `RunError` for a step that
+    was not recorded.
+    """
+    table = recorded_ops(run.path, step)
+    if not (len(table) and Level.parse(run.config.observe).includes("hist")):
+        table = run.replay(step, observe="shadow", verify=False).ops
+    return list(_ops(table))
+
+
+def _ops(table: OpTable) -> Iterator[Op]:
+    for row, histogram in zip(table.rows(), table["histogram"], strict=True):
+        counts = OpCounts(**{name: row[name] for name in _PLAIN}, histogram=histogram)
+        measured = row["err_rel"]
+        error = counts.relative_error if np.isnan(measured) else measured
+        yield Op(counts, error / counts.u if counts.u else 0.0)
+
+
+def moment_at(run: StoredRun, step: int) -> Moment:
+    """Return the moment before a step: weights, the first micro-batch, policy and loss scale.
+
+    In arithmetic "exact", whatever the run's own was, so that it can be compared with float64.
+    Raises `RunError` for a step that the run has not reached.
+    """
+    trainer, config = run.at(step), run.config
+    x, y = trainer.batches.train(step * config.accumulation)
+    weights = trainer.model.parameters.items()
+    return Moment(
+        model=trainer.model.config,
+        parameters={name: np.asarray(w.numpy(), np.float64) for name, w in weights},
+        x=x,
+        y=y,
+        policy=replace(trainer.policy, arithmetic="exact"),
+        scale=trainer.scaler.scale,
+        weight=1 / (config.accumulation * config.micro_batches),
+        seed=config.seed,
+        step=step,
+    )

@@ -1,0 +1,86 @@
+"""Looking into a step on the command line: a planted fault is named, a healthy run is not blamed."""
+
+import json
+
+import pytest
+
+import precsim as ps
+from precsim.cli import main
+
+CONFIG = ps.TrainConfig(
+    data="reverse", layers=1, heads=1, width=8, context=16, batch=2, steps=3, eval_every=3,
+    checkpoint_every=2,
+)  # fmt: skip
+E4M3 = (
+    "weights=fp32 activations=fp32 gradients=e4m3:saturate weight_gradients=e4m3:saturate loss=fp32"
+)
+GUILTY = "gradients/loss/cross_entropy_grad"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Record a run whose gradients are below e4m3's range, and a healthy one."""
+    folder = tmp_path_factory.mktemp("runs")
+    ps.train(CONFIG.change(policy=E4M3, micro_batches=64), out=folder / "bad")
+    ps.train(CONFIG.change(policy="bf16", observe="counts"), out=folder / "good")
+    return folder
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Run a command line in this process: its exit code, stdout and stderr."""
+
+    def run(*args, columns=80):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit) as stopped:
+            main([str(arg) for arg in args])
+        out, err = capsys.readouterr()
+        assert out.isascii() or "─" in out
+        if "--json" not in args:
+            assert max(map(len, out.splitlines()), default=0) <= columns
+        return stopped.value.code or 0, out, err
+
+    return run
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_show_names_the_op_that_flushes(runs, call, columns):
+    code, out, err = call("show", runs / "bad", "--step", 1, columns=columns)
+    assert (code, err) == (1, f"precsim: first op in trouble: {GUILTY}: 100% flushed to zero\n")
+    first = next(line for line in out.splitlines() if line.startswith("gradients"))
+    assert first.split()[0] == GUILTY
+    assert "______" in first
+
+
+def test_show_draws_the_exponents_of_a_single_op_over_the_formats_range(runs, call):
+    code, out, _ = call("show", runs / "bad", "--step", 1, "--op", GUILTY)
+    assert code == 1
+    assert "________----====" in out
+    assert "2^-8" in out
+    code, out, _ = call("show", runs / "good", "--step", 1, "--op", "activations/wpe/add")
+    assert code == 0
+    assert "times in bf16" in out
+
+
+def test_show_runs_the_step_again_where_it_was_watched_less_closely(runs, call):
+    code, out, _ = call("show", runs / "good", "--step", 1, "--sort", "err_u", "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert rows[0]["err_u"] >= rows[1]["err_u"] > 0
+    assert abs(sum(rows[0]["health"].values()) - 1) < 1e-12
+    assert sum(rows[0]["histogram"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--step", 9], "has no step 9 to replay: it has steps 0 to 2"),
+        (["--step", 1, "--op", "nosuch"], "no op of that step matches 'nosuch'"),
+        (["--step", 1, "--sort", "nosuch"], "no column 'nosuch' to sort by: expected one of zero"),
+    ],
+)
+def test_show_says_what_it_cannot_use(runs, call, words, sentence):
+    code, out, err = call("show", runs / "good", *words)
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert err.count("\n") == 1

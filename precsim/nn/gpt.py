@@ -26,6 +26,7 @@ from precsim.nn.functional import (
     linear,
     softmax,
 )
+from precsim.nn.parameter import read, stored
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,7 @@ class GPT:
             wanted = f"shape {expected}" if expected else f"a name of {list(self.config.shapes())}"
             msg = f"parameter {name!r} of shape {np.shape(values)}: expected {wanted}"
             raise ValueError(msg)
-        policy = current().policy
-        stored = policy.master_weights if policy.has_master else policy.weights
-        with using(role="weights", scope=name, taping=False):
-            start: Tensor | np.ndarray = values
-            if policy.initial_weights is not None:
-                start = ops.cast(values, to=policy.initial_weights)
-            rounded = ops.cast(start, to=stored)
-        self.parameters[name] = Tensor(
-            rounded.data, rounded.format, requires_grad=True, is_weight=True, name=name
-        )
+        self.parameters[name] = stored(values, name)
 
     @property
     def size(self) -> int:
@@ -221,7 +213,7 @@ class GPT:
         return layer_norm(x, self._weight(f"{name}.weight"), self._weight(f"{name}.bias"))
 
     def _weight(self, name: str) -> Tensor:
-        return ops.cast(self.parameters[name], to=current().policy.weights)
+        return read(self.parameters[name])
 
     def _dropout(self, x: Tensor) -> Tensor:
         context = current()

@@ -33,3 +33,10 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """Return the entries that it sets in a `TrainConfig`."""
         return {"policy": str(self.policy), "loss_scale": self.loss_scale, **self.entries}
+
+    def banner(self) -> list[str]:
+        """Return lines that say where it departs from standard practice; none where it does not."""
+        if not self.differs:
+            return []
+        head = f"{self.name} departs from standard practice in {len(self.differs)} ways:"
+        return [head, *(f"  {number}. {what}" for number, what in enumerate(self.differs, 1))]

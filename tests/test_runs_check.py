@@ -5,6 +5,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -227,3 +228,24 @@ def test_reading_a_run_that_is_being_written(tmp_path):
     ps.train(tiny(), out=tmp_path, on_step=look)
     assert [last for _, last in seen] == [0, 0, 2, 2, 4]
     assert seen[1][0] == 0 < seen[2][0] == seen[3][0] < seen[4][0]
+
+
+def test_readers_beside_a_writer_that_thins(tmp_path):
+    """Whatever the moment: what is read is whole, and grows."""
+    config = tiny(steps=40, max_trace=20_000, optimizer="sgd", eval_every=100)
+    writer = Thread(target=ps.train, args=(config,), kwargs={"out": tmp_path})
+    writer.start()
+    lengths, looks = [0], 0
+    while writer.is_alive():
+        if (tmp_path / "manifest.json").exists():
+            run = ps.open(tmp_path)
+            traced, saved = set(run.ops()["step"].tolist()), run.checkpoints
+            lengths.append(len(run.records))
+            assert traced <= set(range(lengths[-1]))
+            assert max(saved, default=0) <= lengths[-1]
+            looks += 1
+    writer.join()
+    assert looks > 3
+    assert lengths == sorted(lengths)
+    assert len(ps.open(tmp_path).records) == 40
+    assert check(tmp_path).ok

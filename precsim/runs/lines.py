@@ -15,7 +15,7 @@ from typing import Any
 
 from precsim.runs.files import DamagedError
 
-LONGEST_LINE = 1 << 20
+LONGEST_LINE = 1 << 24
 """No line that is written here comes near it."""
 
 

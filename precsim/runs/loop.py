@@ -22,6 +22,7 @@ from precsim.runs.recovery import (
     Progress,
     check_formats,
     find_corpus,
+    nearest,
     progress,
     read_steps,
     warn_of_other_machine,
@@ -158,7 +159,7 @@ def state_before(folder: Path, step: int, corpus: Corpus | None = None) -> Train
         msg = f"{folder} has no state before step {step}: it has {manifest.start} to {reached}"
         raise RunError(msg)
     corpus = _ready(manifest, corpus)
-    before = progress(folder, manifest, most=step)
+    before = nearest(folder, manifest, step)
     with surroundings(manifest.config):
         trainer = make_trainer(manifest.config, corpus)
         if before.checkpoint is not None:

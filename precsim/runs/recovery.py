@@ -81,21 +81,28 @@ def read_steps(folder: Path, start: int) -> Steps:
     return Steps(records, "", torn)
 
 
-def progress(folder: Path, manifest: Manifest, most: int | None = None) -> Progress:
-    """Return the state at the newest checkpoint (before step `most`, if given) that can be used.
+def progress(folder: Path, manifest: Manifest) -> Progress:
+    """Return the newest state that a run can go on from, with all that was recorded until then.
 
-    Used it can be if its own file, the steps before it and, where ops are recorded, theirs are
-    intact.  Without any a run starts from its seed, a fork raises `DamagedError`.
+    The checkpoint's own file must be intact, the steps before it and, where ops are recorded,
+    theirs.  Without any a run starts from its seed, a fork raises `DamagedError`.
     """
-    steps, entries = read_steps(folder, manifest.start), read_index(folder).of("ckpt")
-    whole = manifest.start + len(steps.records)
+    whole = manifest.start + len(read_steps(folder, manifest.start).records)
     if Level.parse(manifest.config.observe).includes("counts"):
         whole = min(whole, traced_until(folder, manifest.start))
-    limit = whole if most is None else min(whole, most)
-    for entry in reversed(entries):
-        if entry.first <= limit:
+    return nearest(folder, manifest, whole)
+
+
+def nearest(folder: Path, manifest: Manifest, step: int) -> Progress:
+    """Return the state at the newest intact checkpoint that does not lie beyond `step`.
+
+    Without any it is that of the seed, except for a fork, which raises `DamagedError`.
+    """
+    records = read_steps(folder, manifest.start).records
+    for entry in reversed(read_index(folder).of("ckpt")):
+        if entry.first <= step:
             try:
-                return _progress_at(entry, read_arrays(folder, entry), steps, manifest.start)
+                return _progress_at(entry, read_arrays(folder, entry), records, manifest.start)
             except DamagedError:
                 continue
     if manifest.parent is not None:
@@ -106,13 +113,13 @@ def progress(folder: Path, manifest: Manifest, most: int | None = None) -> Progr
     return Progress()
 
 
-def _progress_at(entry: Entry, arrays: Arrays, steps: Steps, start: int) -> Progress:
+def _progress_at(entry: Entry, arrays: Arrays, records: list[StepRecord], start: int) -> Progress:
     info = entry.info or {}
     trouble = info.get("trouble")
     return Progress(
         entry.first,
         arrays,
-        steps.records[: entry.first - start],
+        records[: entry.first - start],
         totals(arrays),
         Trouble(**trouble) if trouble else None,
         info.get("died_at"),

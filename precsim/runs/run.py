@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from precsim.runs.fork import fork
 from precsim.runs.lock import NAME as LOCK
 from precsim.runs.loop import Listener, state_before
 from precsim.runs.manifest import Manifest, read_manifest
+from precsim.runs.npz import Arrays
 from precsim.runs.recorder import kept_every
 from precsim.runs.recovery import find_corpus, read_steps
 from precsim.runs.replay import Replay, replay
@@ -87,15 +89,9 @@ class StoredRun(Run):
         written yet, or thinned out.
         """
         steps = self._range(step)
-        chunks = []
-        for entry in self._index.of("ops"):
-            if steps is None or any(entry.first <= s <= entry.last for s in steps):
-                chunk = read_arrays(self.path, entry)
-                check_chunk(chunk, entry.first, entry.last)
-                chunks.append(chunk)
-        table = OpTable(chunks).where(steps=steps)
-        if isinstance(step, int) and not len(table):
-            raise RunError(self._why_no_ops(step))
+        table = OpTable(self._chunks(steps)).where(steps=steps)
+        if isinstance(step, Integral) and not len(table):
+            raise RunError(self._why_no_ops(int(step)))
         return table.where(op=op, **wanted)
 
     def tensors(self, step: int, op: str = "*") -> dict[tuple[str, int], npt.NDArray[Any]]:
@@ -149,6 +145,20 @@ class StoredRun(Run):
         )  # fmt: skip
         return StoredRun(Path(out), run)
 
+    def _chunks(self, steps: range | None) -> list[Arrays]:
+        """Read the chunks that have some of the steps; while one is thinned, look again."""
+        index = self._index
+        entries = [e for e in index.of("ops") if steps is None or _meet(e, steps)]
+        try:
+            chunks = [read_arrays(self.path, entry) for entry in entries]
+        except DamagedError:
+            if self._index.entries == index.entries:
+                raise
+            return self._chunks(steps)
+        for chunk, entry in zip(chunks, entries, strict=True):
+            check_chunk(chunk, entry.first, entry.last)
+        return chunks
+
     def _read_corpus(self) -> Corpus:
         return find_corpus(self.manifest)
 
@@ -158,8 +168,8 @@ class StoredRun(Run):
         A run that was closed has no LOCK, and a checkpoint of its end.
         """
         closed = not (self.path / LOCK).exists()
+        saved = max((e.first for e in self._index.of("ckpt")), default=self.manifest.start)
         steps = read_steps(self.path, self.manifest.start)
-        saved = self._saved.first if self._saved else self.manifest.start
         reached = self.manifest.start + len(steps.records)
         damage = steps.damage
         if not damage and (reached < saved or (closed and reached > saved)):
@@ -197,7 +207,9 @@ class StoredRun(Run):
     def _range(self, step: int | slice | range | None) -> range | None:
         if isinstance(step, slice):
             return range(*step.indices(self.config.steps))
-        return range(step, step + 1) if isinstance(step, int) else step
+        if step is None or isinstance(step, range):
+            return step
+        return range(int(step), int(step) + 1)
 
     def _why_no_ops(self, step: int) -> str:
         reached = self.manifest.start + len(self.records)
@@ -211,6 +223,10 @@ class StoredRun(Run):
             if thinned:
                 why = f"max_trace left the ops of every {thinned[0]}th step only"
         return f"no ops of step {step} in {self.path}: {why}; run.replay({step}).ops computes them"
+
+
+def _meet(entry: Entry, steps: range) -> bool:
+    return any(step in steps for step in range(entry.first, entry.last + 1))
 
 
 _READERS: dict[str, Callable[[StoredRun], Any]] = {

@@ -7,20 +7,27 @@ input.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from precsim.analyse import blame as blaming
+from precsim.analyse import diff as diffing
+from precsim.analyse import search as searching
 from precsim.analyse.health import Health, complaint
-from precsim.analyse.recorded import Op, ops_of
+from precsim.analyse.moment import REFERENCE, Moment, Site
+from precsim.analyse.recorded import Op, moment_at, ops_of
 from precsim.cli_runs import consoles, fail, print_line
+from precsim.engine.policy import Policy
 from precsim.observe.counters import OpCounts
 from precsim.observe.trace import matches
+from precsim.recipes import RECIPES
+from precsim.runs.files import RunError
 from precsim.runs.lines import dump
-from precsim.runs.run import open_run
-from precsim.show import steps
+from precsim.runs.run import StoredRun, open_run
+from precsim.show import findings, steps
 
 WORST = 12
 """Ops that `precsim show` shows, if --op does not say which."""
@@ -36,7 +43,7 @@ Glob = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (show,):
+    for verb in (show, diff, blame, search):
         app.command()(verb)
 
 
@@ -116,3 +123,136 @@ def _report(ops: Iterable[Op]) -> None:
     for one in ops:
         if what := complaint(one.counts):
             fail(f"first op in trouble: {one.counts.path}: {what}", 1)
+
+
+def diff(
+    folder: Folder,
+    step: Step,
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[DIR2]", help="Look at this run's formats instead.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="POLICY", help="The truth: a recipe, format or policy; else fp64."),
+    ] = None,
+    op: Glob = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a step op by op with itself in float64, another policy, or another run's formats.
+
+    Weights, batch and loss scale are those of DIR in both; with DIR2, DIR is the truth.
+    """
+    run = open_run(folder)
+    moment = moment_at(run, step)
+    low, high = moment.policy, replace(REFERENCE, granularity=moment.policy.granularity)
+    if other is not None:
+        low, high = _policy_of(open_run(other), step, run), moment.policy
+    if against is not None:
+        high = _policy(against)
+    try:
+        found = diffing.diff(moment, low, high)
+    except ValueError as error:
+        fail(str(error), 2)
+    rows = [row for row in found.rows if op is None or matches(row.path, op)]
+    first = found.first_abnormal()
+    if as_json:
+        print_line(
+            dump({"rows": [asdict(r) for r in rows], "first_abnormal": first and asdict(first)})
+        )
+    else:
+        out, _ = consoles()
+        out.print(findings.diff_table(rows if op else _interesting(rows), out.width))
+        out.print()
+        for line in findings.diff_sentences(found):
+            print_line(line)
+    if first is not None:
+        fail(f"first abnormal op: {first.path}: {first.verdict}", 1)
+
+
+def _interesting(rows: list[diffing.Row]) -> list[diffing.Row]:
+    """Return the ops that are not ok, and those with the largest errors, in order."""
+    order = sorted(rows, key=lambda r: (r.verdict is diffing.Verdict.OK, -r.total))
+    abnormal = sum(r.verdict is not diffing.Verdict.OK for r in rows)
+    return sorted(order[: max(WORST, min(abnormal, 2 * WORST))], key=lambda r: r.index)
+
+
+def _policy_of(other: StoredRun, step: int, run: StoredRun) -> Policy:
+    """Return another run's policy at a step; raise `RunError` where the models differ."""
+    if other.at(step).model.config != run.at(step).model.config:
+        msg = f"{run.path} and {other.path} have models of different sizes: no op by op comparison"
+        raise RunError(msg)
+    return moment_at(other, step).policy
+
+
+def _policy(text: str) -> Policy:
+    """Return a policy from a recipe's name or a policy's text; exit with 2 for neither."""
+    try:
+        found = RECIPES[text].policy if text in RECIPES else Policy.parse(text)
+    except ValueError as error:
+        fail(f"--against {text!r} is no recipe and no policy: {error}", 2)
+    return replace(found, arithmetic="exact")
+
+
+def blame(folder: Folder, step: Step, op: Glob = None, as_json: Json = False) -> None:
+    """Say how much of the error of a step's gradient comes from each op, worst first.
+
+    alone: the error with only this op in its format; without: with only this op in fp64.
+    """
+    moment = moment_at(open_run(folder), step)
+    sites = _sites(moment, op)
+    _note(f"running the step {2 * len(sites) + 2} times, for {len(sites)} sites", quiet=as_json)
+    found = blaming.blame(moment, sites)
+    worst = found.worst(len(sites) if op else WORST)
+    if as_json:
+        facts = {"total": found.total, "u": found.u, "accounted": found.accounted}
+        print_line(dump(facts | {"shares": [_share_facts(one) for one in worst]}))
+        return
+    out, _ = consoles()
+    for line in findings.blame_sentences(found):
+        print_line(line)
+    out.print()
+    out.print(findings.blame_table(worst, out.width))
+
+
+def _sites(moment: Moment, glob: str | None) -> list[Site]:
+    sites = [s for s in moment.sites() if glob is None or matches(s.name, glob)]
+    if not sites:
+        fail(f"no op of that step's gradient matches {glob!r}", 2)
+    return sites
+
+
+def _share_facts(one: blaming.Share) -> dict[str, Any]:
+    return asdict(one) | {"site": one.site.name, "format": one.site.precision}
+
+
+def _note(text: str, *, quiet: bool) -> None:
+    if not quiet:
+        typer.echo(f"precsim: {text}", err=True)
+
+
+def search(
+    folder: Folder,
+    step: Step,
+    tolerance: Annotated[
+        float, typer.Option("--tol", metavar="X", help="Largest relative error of the gradient.")
+    ],
+    op: Glob = None,
+    as_json: Json = False,
+) -> None:
+    """Find the fewest ops to keep in fp64 so that a step's gradient is right to a tolerance.
+
+    Prints the policy that does it, for train --set or fork --set.
+    """
+    moment = moment_at(open_run(folder), step)
+    try:
+        found = searching.search(moment, tolerance, _sites(moment, op))
+    except ValueError as error:
+        fail(str(error), 2)
+    if as_json:
+        keep, policy = [site.name for site in found.keep], str(found.policy or "")
+        print_line(dump(asdict(found) | {"keep": keep, "policy": policy}))
+    else:
+        for line in findings.search_sentences(found):
+            print_line(line)
+    if found.reason and found.all_low > tolerance:
+        fail(f"nothing found: {found.reason}", 1)

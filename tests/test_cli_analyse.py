@@ -14,6 +14,7 @@ CONFIG = ps.TrainConfig(
 E4M3 = (
     "weights=fp32 activations=fp32 gradients=e4m3:saturate weight_gradients=e4m3:saturate loss=fp32"
 )
+UNIFORM = str(ps.Policy.parse("bf16"))  # "bf16" alone is the recipe
 GUILTY = "gradients/loss/cross_entropy_grad"
 
 
@@ -84,3 +85,70 @@ def test_show_says_what_it_cannot_use(runs, call, words, sentence):
     assert (code, out) == (2, "")
     assert sentence in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_diff_names_the_first_abnormal_op_and_passes_a_healthy_step(runs, call, columns):
+    code, out, err = call("diff", runs / "bad", "--step", 1, columns=columns)
+    assert code == 1
+    assert err == f"precsim: first abnormal op: {GUILTY}: generated here\n"
+    assert "first bit difference: op 0 activations/wpe/add" in out
+    code, out, err = call("diff", runs / "good", "--step", 1, columns=columns)
+    assert (code, err) == (0, "")
+    assert "propagated" not in out
+
+
+def test_diff_against_another_policy_and_another_run(runs, call):
+    code, out, _ = call("diff", runs / "good", "--step", 1, "--against", UNIFORM, "--op", "gelu")
+    assert code == 0
+    assert "no bit differs" in out
+    code, out, _ = call("diff", runs / "good", runs / "bad", "--step", 1, "--json")
+    assert code == 1
+    found = json.loads(out)
+    assert found["first_abnormal"]["path"] == GUILTY
+    assert {row["format"] for row in found["rows"]} == {"fp32", "e4m3"}
+
+
+def test_blame_puts_the_guilty_op_first(runs, call):
+    words = ("blame", runs / "bad", "--step", 1, "--op", "gradients/[lh]*")
+    code, out, err = call(*words)
+    assert code == 0
+    assert err == "precsim: running the step 10 times, for 4 sites\n"
+    rows = [line.split()[0] for line in out.splitlines() if line.startswith("gradients/")]
+    assert rows[0] == GUILTY
+    shares = json.loads(call(*words, "--json")[1])["shares"]
+    assert [one["site"] for one in shares] == rows
+
+
+def test_search_prints_a_policy_that_meets_the_tolerance(runs, call):
+    words = ("search", runs / "bad", "--step", 1, "--tol", 0.5, "--op", "gradients/*")
+    code, out, _ = call(*words, columns=5000)
+    assert code == 0
+    assert f"  {GUILTY}\n" in out
+    printed = out.splitlines()[-1]
+    policy = printed.removeprefix("policy = ").strip('"')
+    assert ps.TrainConfig(policy=policy).policy == policy
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "op", "code", "sentence"),
+    [
+        (0.01, "gelu", 1, "nothing found: all sites high still miss the tolerance"),
+        (5, "gelu", 0, ""),
+        (0, "gelu", 2, "search needs a tolerance > 0"),
+        (0.1, "nosuch", 2, "no op of that step's gradient matches 'nosuch'"),
+    ],
+)
+def test_search_says_why_it_finds_nothing(runs, call, tolerance, op, code, sentence):
+    words = ("search", runs / "bad", "--step", 1, "--tol", tolerance, "--op", op)
+    found, _, err = call(*words, columns=90)
+    assert found == code
+    assert sentence in err
+
+
+def test_diff_says_what_it_cannot_use(runs, call, tmp_path):
+    code, _, err = call("diff", runs / "good", "--step", 1, "--against", "fp17")
+    assert code == 2
+    assert "'fp17' is no recipe and no policy" in err
+    assert call("diff", tmp_path, "--step", 1)[0] == 2
+    assert "has no state before step 9" in call("diff", runs / "good", "--step", 9)[2]

@@ -40,7 +40,8 @@ class Verdict(StrEnum):
 class Row:
     """One op of the second run beside the same op of the first; errors in units of `u`.
 
-    `u` is the unit roundoff of the op's format, or of the policy's finest where that is coarser.
+    `u` is the unit roundoff of the coarser of the op's two formats, or of the policy's finest where
+    that is coarser still.
 
     `local`: of its own rounding; `inputs`: largest total error among its operands; `expected`: what
     these and one rounding explain; `total`: what it is.  inf where a value is not finite.
@@ -98,7 +99,7 @@ def diff(moment: Moment, low: Policy | str | None = None, high: Policy | str = R
         other = truth.get((event.path, event.call))
         if other is not None and other.rounded.shape == event.rounded.shape:
             healthy = all(r.verdict is Verdict.OK for r in rows)
-            u = max(element_of(event.format).u, finest)
+            u = max(element_of(event.format).u, element_of(other.format).u, finest)
             rows.append(_row(len(rows), event, other, u, healthy=healthy))
 
     moment.gradients(low, observers=[judge])

@@ -1,0 +1,130 @@
+"""What the analysis of one step found, on the terminal: differences, blame, the smallest remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import ceil, log10
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from precsim.analyse.blame import Blame, Share
+from precsim.analyse.diff import Diff, Row, Verdict
+from precsim.analyse.search import Found
+from precsim.show.style import share
+from precsim.show.terminal import Cells, Column, ink, table
+
+BAR = 10
+"""Letters of the longest bar."""
+
+VERDICTS = {Verdict.OK: "", Verdict.GENERATED: "bold red", Verdict.AMPLIFIED: "bold yellow",
+            Verdict.PROPAGATED: "magenta"}  # fmt: skip
+
+DIFF_COLUMNS = (
+    Column("#", 5),
+    Column("op", justify="left"),
+    Column("format", 4, "left"),
+    Column("error\nin u"),
+    Column("", 3, "left"),
+    Column("expected", 2),
+    Column("its own", 6),
+    Column("flushed", 7),
+    Column("over-\nflow", 8),
+    Column("verdict", 0, "left"),
+)
+
+
+def diff_table(rows: Iterable[Row], width: int) -> RenderableType:
+    """Return a row for each op."""
+    return table(DIFF_COLUMNS, map(_diff_cells, rows), width)
+
+
+def _diff_cells(row: Row) -> Cells:
+    style = VERDICTS[row.verdict]
+    bar = "#" * min(BAR, ceil(3 * log10(max(row.total, 1.0)))) if row.total < float("inf") else "^"
+    return [
+        str(row.index),
+        Text(row.path + (f" #{row.call}" if row.call else ""), style=style),
+        Text(row.format, style=ink(row.format)),
+        f"{row.total:.2g}",
+        Text(bar, style=style),
+        f"{row.expected:.2g}",
+        f"{row.local:.2g}",
+        share(row.flushed),
+        str(row.overflowed),
+        Text(row.verdict, style=style),
+    ]
+
+
+def diff_sentences(found: Diff) -> list[str]:
+    """Return what a diff comes to: the first abnormal op, and the first whose bits differ."""
+    abnormal, differs = found.first_abnormal(), found.first_difference()
+    counts = {v: sum(row.verdict is v for row in found.rows) for v in Verdict}
+    said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
+    lines = [f"{len(found.rows)} ops: {said}"]
+    if differs:
+        lines.append(f"first bit difference: op {differs.index} {differs.path}")
+    else:
+        lines.append("no bit differs")
+    undefined = sum(row.total == float("inf") > row.local for row in found.rows)
+    if undefined:
+        lines.append(f"{undefined} ops have no error in u: one of the two is 0 or not finite there")
+    if abnormal:
+        lines.append(f"first abnormal op: {abnormal.index} {abnormal.path}")
+    return lines
+
+
+BLAME_COLUMNS = (
+    Column("site", justify="left"),
+    Column("format", 2, "left"),
+    Column("alone"),
+    Column("share", 1),
+    Column("", 3, "left"),
+    Column("without"),
+    Column("removes"),
+)
+
+
+def blame_table(shares: Sequence[Share], width: int) -> RenderableType:
+    """Return a row for each site: its error alone, its share of it, the error without it."""
+    return table(BLAME_COLUMNS, map(_blame_cells, shares), width)
+
+
+def _blame_cells(one: Share) -> Cells:
+    site = one.site
+    return [
+        site.name if site.scope or site.role != "weights" else "weights (all)",
+        Text(site.precision, style=_ink(site.precision)),
+        f"{one.alone:.2g}",
+        share(one.share),
+        "#" * round(BAR * min(1.0, one.share)),
+        f"{one.without:.2g}",
+        f"{one.removes:.1%}",
+    ]
+
+
+def _ink(precision: str) -> str:
+    return ink(precision) if precision else ""
+
+
+def blame_sentences(found: Blame) -> list[str]:
+    """Return the total error, and how far the shares can be trusted."""
+    lines = [f"the gradient's error is {found.total:.3g} = {found.total / found.u:.3g} u"]
+    if found.accounted and found.total < float("inf"):
+        adds_up = 0.8 <= found.accounted <= 1.25
+        trust = "errors add up" if adds_up else "errors interact, so read 'removes'"
+        lines.append(f"alone^2 adds up to {found.accounted:.0%} of total^2: {trust}")
+    key = "alone: error with only this site low; without: with only this site in fp64"
+    return [*lines, key]
+
+
+def search_sentences(found: Found) -> list[str]:
+    """Return the gates' errors, the sites to keep, and the policy; or why there is none."""
+    gates = f"{found.all_low:.3g} with all sites low, {found.all_high:.3g} with all high"
+    lines = [f"error {gates}; tolerance {found.tolerance:g}"]
+    if found.reason:
+        return [*lines, found.reason]
+    lines.append(f"keep {len(found.keep)} high: error {found.error:.3g}, dropping any one breaks "
+                 f"it ({found.evaluations} steps run)")  # fmt: skip
+    lines += [f"  {site.name}" for site in found.keep]
+    return [*lines, "", f'policy = "{found.policy}"']

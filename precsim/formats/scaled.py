@@ -129,12 +129,15 @@ class Scaled:
     """Elements of a `Format` times a scale that a block of them shares.
 
     Edge cases.  A NaN or an infinity makes the scale of its block NaN, and with it every value of
-    the block, as OCP MX's NaN scale says and torchao does: nothing is hidden, and no other block
-    is touched.  A block of zeros has scale 1 in fp32, else the smallest scale.  An element beyond
+    the block, which is what OCP MX has a NaN scale for: nothing is hidden, and no other block is
+    touched (torchao 0.18 does the same for a NaN; an infinity it saturates).  A block of zeros has scale 1 in fp32, else the smallest scale.  An element beyond
     the element format's largest value saturates (OCP MX 1.0, section 6.3).  A scale below the
     smallest is raised to it (`scale_min`), and elements are divided by the scale that is stored; a
     scale too large saturates where the scale's format has no infinity (e8m0, e4m3), and is NaN in
-    fp32.  Scales are rounded to nearest, whatever the rounding of the elements.
+    fp32.  Scales are rounded to nearest, whatever the rounding of the elements.  All scales and
+    elements are those of exact arithmetic rounded once, on float32 and float64 arrays alike, but
+    for two things: where a scale is no power of two, stochastic rounding takes the distance from
+    the lower neighbour in float64, and max - min of an affine format is a float64.
 
     `tensor_scale` adds a second level, as NVFP4 has: one scale for the tensor, which is
     amax / (element.max * scale.max), and block scales relative to it.  `full_range` lets integers

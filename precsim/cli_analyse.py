@@ -18,12 +18,15 @@ from precsim.analyse import diff as diffing
 from precsim.analyse import search as searching
 from precsim.analyse.health import Health, complaint
 from precsim.analyse.moment import REFERENCE, Moment, Site
-from precsim.analyse.recorded import Op, moment_at, ops_of
+from precsim.analyse.recorded import Op, moment_at, ops_of, walk
+from precsim.analyse.scales import outlooks
 from precsim.cli_runs import consoles, fail, print_line
 from precsim.engine.policy import Policy
-from precsim.observe.counters import OpCounts
+from precsim.observe.counters import OpCounts, total
 from precsim.observe.trace import matches
-from precsim.recipes import RECIPES
+from precsim.recipes import RECIPES, recipe
+from precsim.runs.config import ConfigError, TrainConfig, parse_assignments, read
+from precsim.runs.data import load
 from precsim.runs.files import RunError
 from precsim.runs.lines import dump
 from precsim.runs.run import StoredRun, open_run
@@ -43,7 +46,7 @@ Glob = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (show, diff, blame, search):
+    for verb in (show, diff, blame, search, whatif, step):
         app.command()(verb)
 
 
@@ -256,3 +259,68 @@ def search(
             print_line(line)
     if found.reason and found.all_low > tolerance:
         fail(f"nothing found: {found.reason}", 1)
+
+
+def whatif(folder: Folder, step: Step, op: Glob = None, as_json: Json = False) -> None:
+    """Say what a recorded step's values would lose in every format, at every loss scale.
+
+    From the recorded exponents of these values alone: what a lost value does to the ops after it,
+    only a run can tell.
+    """
+    run = open_run(folder)
+    ops = _chosen(ops_of(run, step), op)
+    scale = run.records[step - run.manifest.start].scale
+    sums = {phase: total(one.counts for one in ops if one.counts.phase == phase)
+            for phase in ("forward", "backward")}  # fmt: skip
+    found = {
+        phase: outlooks(row, scale) for phase, row in sums.items() if row.histogram is not None
+    }
+    if as_json:
+        print_line(dump({phase: [asdict(one) for one in rows] for phase, rows in found.items()}))
+        return
+    out, _ = consoles()
+    if "forward" in found:
+        print_line("forward, which no loss scale moves:")
+        out.print(findings.forward_table(found["forward"], scale, out.width))
+        print_line("")
+    if "backward" in found:
+        print_line("backward, by loss scale (* recorded): flushed, and ^ beyond the largest:")
+        out.print(findings.scales_table(found["backward"], scale, out.width))
+
+
+def step(
+    config_file: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.toml]", help='Lines like: policy = "fp16"')
+    ] = None,
+    recipe_name: Annotated[
+        str | None, typer.Option("--recipe", help="Precisions and loss scale by name.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set an entry of the config; repeatable."),
+    ] = None,
+    stop: Annotated[
+        bool,
+        typer.Option(
+            "--stop", help="Stop at the first op that flushes most, overflows, makes NaN."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the first training step op by op, forwards and then backwards through the tape."""
+    try:
+        entries = read(config_file) if config_file else {}
+        entries |= recipe(recipe_name).settings() if recipe_name else {}
+        config = TrainConfig().change(**(entries | parse_assignments(assignments or [])))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    ops = walk(config, load(config.data), stop=stop)
+    if as_json:
+        print_line(dump([_facts(one) for one in ops]))
+    else:
+        out, _ = consoles()
+        out.print(steps.walk(ops, out.width))
+        if stop and complaint(ops[-1].counts):
+            out.print()
+            out.print(steps.strip(ops[-1].counts, out.width))
+    _report(ops)

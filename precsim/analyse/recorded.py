@@ -1,18 +1,27 @@
-"""A step of a recorded run, ready to be looked at: what its ops did, and the moment before it."""
+"""A step, ready to be looked at: what its ops did, and the moment before it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from precsim.analyse.health import complaint
 from precsim.analyse.moment import Moment
-from precsim.observe.counters import OpCounts
+from precsim.engine.context import using
+from precsim.engine.dispatch import Event
+from precsim.observe.counters import OpCounts, count
+from precsim.observe.shadow import local_error
 from precsim.observe.trace import Level
 from precsim.runs.columns import OpTable
+from precsim.runs.config import TrainConfig
+from precsim.runs.data import Corpus
+from precsim.runs.loop import surroundings
 from precsim.runs.replay import recorded_ops
 from precsim.runs.run import StoredRun
+from precsim.runs.trainer import make_trainer
 
 _PLAIN = tuple(f.name for f in fields(OpCounts) if f.name != "histogram")
 
@@ -65,3 +74,27 @@ def moment_at(run: StoredRun, step: int) -> Moment:
         seed=config.seed,
         step=step,
     )
+
+
+class _Stopped(Exception):
+    """The op that was just seen is in trouble."""
+
+
+def walk(config: TrainConfig, corpus: Corpus, *, stop: bool = False) -> list[Op]:
+    """Run the first step of a config and return its ops in order; `stop` at the first in trouble.
+
+    Raises `DataError` where the text does not fill a batch.
+    """
+    ops: list[Op] = []
+
+    def note(event: Event) -> None:
+        row = count(event)
+        ops.append(Op(row, local_error(event) / row.u if row.u else 0.0))
+        if stop and complaint(row):
+            raise _Stopped
+
+    with surroundings(config):
+        trainer = make_trainer(config, corpus)
+        with suppress(_Stopped), using(step=0, observers=(note,)):
+            trainer.step(0)
+    return ops

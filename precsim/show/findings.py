@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import ceil, log10
+from math import ceil, log2, log10
 
 from rich.console import RenderableType
 from rich.text import Text
 
 from precsim.analyse.blame import Blame, Share
 from precsim.analyse.diff import Diff, Row, Verdict
+from precsim.analyse.scales import Outlook
 from precsim.analyse.search import Found
-from precsim.show.style import share
+from precsim.observe.whatif import Loss
+from precsim.show.style import power, share
 from precsim.show.terminal import Cells, Column, ink, table
 
 BAR = 10
@@ -128,3 +130,46 @@ def search_sentences(found: Found) -> list[str]:
                  f"it ({found.evaluations} steps run)")  # fmt: skip
     lines += [f"  {site.name}" for site in found.keep]
     return [*lines, "", f'policy = "{found.policy}"']
+
+
+def forward_table(found: Sequence[Outlook], scale: float, width: int) -> RenderableType:
+    """Return what each format would lose of values that no loss scale moves."""
+    columns = (Column("format", justify="left"), Column("flushed"), Column("subnormal", 1),
+               Column("overflow"))  # fmt: skip
+    rows: list[Cells] = []
+    for one in found:
+        loss = one.losses[scale]
+        shares = [share(part) for part in (loss.flushed, loss.subnormal, loss.overflowed)]
+        rows.append([Text(one.format, style=ink(one.format)), *shares])
+    return table(columns, rows, width)
+
+
+def scales_table(found: Sequence[Outlook], scale: float, width: int) -> RenderableType:
+    """Return what each format would flush, and ^ overflow, at each loss scale.
+
+    The scale that was recorded has a star; where there is no room the largest go first.
+    """
+    scales = list(found[0].losses)
+    order = sorted(scales, key=lambda s: abs(log2(s / scale)))
+    columns = [Column("format", justify="left"), Column("best\nscale")]
+    columns += [Column(_scale(s) + "*" * (s == scale), order.index(s)) for s in scales]
+    rows: list[Cells] = [
+        [
+            Text(one.format, style=ink(one.format)),
+            "-" if one.best is None else _scale(one.best),
+            *(_loss(loss) for loss in one.losses.values()),
+        ]
+        for one in found
+    ]
+    return table(columns, rows, width)
+
+
+def _scale(scale: float) -> str:
+    exponent = log2(scale)
+    return power(exponent) if exponent.is_integer() else f"{scale:.4g}"
+
+
+def _loss(loss: Loss) -> Text:
+    if loss.overflowed:
+        return Text(f"{share(loss.flushed)} ^{share(loss.overflowed)}", style="red")
+    return Text(share(loss.flushed), style="yellow" if loss.flushed > 0.05 else "")

@@ -17,7 +17,7 @@ from precsim.analyse.health import KINDS, Health, complaint
 from precsim.analyse.recorded import Op
 from precsim.formats.format import Format
 from precsim.formats.registry import format as resolve
-from precsim.observe.counters import LOWEST, OpCounts
+from precsim.observe.counters import LOWEST, OpCounts, total
 from precsim.show.style import power, share
 from precsim.show.terminal import Cells, Column, ink, table
 
@@ -81,6 +81,22 @@ def ops_table(ops: Iterable[Op], width: int) -> RenderableType:
     key = Text(f"{KEY}\nflushed: of the results that were not zero; the other shares: of all",
                style="dim")  # fmt: skip
     return Group(drawn, Text(), key)
+
+
+def walk(ops: Sequence[Op], width: int) -> RenderableType:
+    """Return a step's forward and backward ops in order, and what the updates came to."""
+    parts: list[RenderableType] = []
+    for phase in ("forward", "backward"):
+        rows = [op for op in ops if op.counts.phase == phase]
+        if rows:
+            parts += [Text(phase, style="bold"), table(OP_COLUMNS, map(op_cells, rows), width)]
+            parts.append(Text())
+    updates = total(op.counts for op in ops if op.counts.phase == "update")
+    if updates.n:
+        lost = f"  {share(updates.swamped_share)} of the weight updates changed nothing"
+        parts += [Text("update", style="bold"), chip(Health.of(updates)).append(lost, style="")]
+        parts.append(Text())
+    return Group(*parts, Text(KEY, style="dim"))
 
 
 HEIGHT = 6

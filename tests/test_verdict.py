@@ -48,5 +48,7 @@ def test_the_reference_is_called_so_and_a_dead_one_is_not_compared_with():
     )
     dead = replace(REFERENCE, died_at=3, valid_loss=NAN, loss=NAN)
     assert verdict(replace(REFERENCE), dead).startswith("ends with a validation loss of 2.00")
+    early = replace(REFERENCE, valid_loss=5.0)
+    assert "keeps up" in verdict(replace(early), early)
     assert learned(REFERENCE, dead)
     assert not learned(dead, REFERENCE)

@@ -39,7 +39,12 @@ def learned(run: Summary, reference: Summary) -> bool:
     """Return whether a run came near the reference: alive, and not `LOST`."""
     if run.diverged or reference.diverged:
         return not run.diverged
-    return run.valid_loss <= min(reference.valid_loss * (1 + LOST), run.guess)
+    return not _guesses(run, reference) and run.valid_loss <= reference.valid_loss * (1 + LOST)
+
+
+def _guesses(run: Summary, reference: Summary) -> bool:
+    """Return whether a run is worse than guessing evenly, and its reference is better than it."""
+    return run.valid_loss > max(run.guess, reference.valid_loss * (1 + LEVEL))
 
 
 def _ending(run: Summary, reference: Summary) -> tuple[str, bool]:
@@ -54,7 +59,7 @@ def _ending(run: Summary, reference: Summary) -> tuple[str, bool]:
         return f"ends with a validation loss of {ours:.2f}", True
     compared = f"a validation loss of {ours:.2f} against {best:.2f}"
     gap = ours / best - 1 if best else 0.0
-    if ours > run.guess:
+    if _guesses(run, reference):
         return f"is worse than guessing, {compared} (guessing: {run.guess:.2f})", False
     if gap > LOST:
         return f"hardly learns, {compared}", False

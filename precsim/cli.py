@@ -1,7 +1,7 @@
 """The command line.  Results go to stdout, messages to stderr.
 
-Exit codes: 0 fine, 1 a finding (a run diverged), 2 bad usage or bad input, 3 a bug in precsim,
-130 interrupted.
+Exit codes: 0 fine, 1 a finding (a run diverged), 2 bad usage or bad input, 3 a bug in precsim or a
+full disk, 130 interrupted (a recorded run can be resumed after both of these).
 """
 
 from __future__ import annotations
@@ -10,29 +10,30 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 import precsim
-from precsim import cli_analyse, cli_verify
-from precsim.engine.policy import Policy
+from precsim import cli_analyse, cli_runs, cli_verify
+from precsim.cli_runs import consoles, fail, print_line, show_run
 from precsim.formats import literal
 from precsim.formats.modes import SPELLINGS
 from precsim.formats.registry import element_of
 from precsim.recipes import table
 from precsim.runs import config as configs
 from precsim.runs import data
-from precsim.runs.files import RunError, make_folder
+from precsim.runs.files import DiskFullError, RunError, make_folder
 from precsim.runs.lines import dump
 from precsim.runs.manifest import fingerprint
 from precsim.runs.results import Run
-from precsim.runs.summary import summarize
+from precsim.runs.train import Listener
 from precsim.show import number, terminal
 from precsim.show import recipes as shown_recipes
 from precsim.show.progress import Bars
@@ -63,13 +64,21 @@ class Verbs(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a verb; bad input and Ctrl-C become a sentence and an exit code."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _note
+                return super().invoke(ctx)
+        except DiskFullError as error:
+            fail(str(error), 3)
         except (BadInput, configs.ConfigError, data.DataError, RunError) as error:
-            _fail(str(error), 2)
+            fail(str(error), 2)
         except MemoryError as error:
-            _fail(f"not enough memory: {error or 'try a smaller model or batch'}", 2)
+            fail(f"not enough memory: {error or 'try a smaller model or batch'}", 2)
         except KeyboardInterrupt as error:
-            _fail(str(error) or "interrupted", 130)
+            fail(str(error) or "interrupted", 130)
+
+
+def _note(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"precsim: note: {message}", err=True)
 
 
 class NumberCommand(TyperCommand):
@@ -147,7 +156,7 @@ def demo(
         with Bars(err, runs, config.steps, quiet=as_json) as bars:
             outcomes = show.run_all(config, corpus, lambda p: bars(p.recipe, p.done, p.loss))
     except show.DemoError as error:
-        _fail(str(error), 3)
+        fail(str(error), 3)
     paths = show.figures(config, outcomes, output)
     if as_json:
         print_line(dump(show.to_dict(config, corpus, outcomes, paths)))
@@ -169,6 +178,10 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Set an entry of the config; repeatable."),
     ] = None,
     text: TextFile = None,
+    init: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Start from these weights: .safetensors, .npz, a run."),
+    ] = None,
     steps: Steps = None,
     seed: Seed = None,
     output: Annotated[
@@ -185,53 +198,17 @@ def train(
         if recipe:
             entries |= precsim.recipe(recipe).settings()
         entries |= configs.parse_assignments(assignments or [])
-        named = {"data": text, "steps": steps, "seed": seed}
+        named = {"data": text, "steps": steps, "seed": seed, "init": init}
         entries |= {name: value for name, value in named.items() if value is not None}
         config = configs.TrainConfig().change(**entries)
-    title = recipe or "run"
-    fmt = precsim.RECIPES[recipe].format if recipe else _format_of(config)
+    fmt = precsim.RECIPES[recipe].format if recipe else None
+    for line in precsim.RECIPES[recipe].banner() if recipe else ():
+        typer.echo(line, err=True)
 
-    def start(listen: Any) -> Run:
-        return precsim.train(config, on_step=listen, out=output, force=force)
+    def start(tell: Listener) -> Run:
+        return precsim.train(config, on_step=tell, out=output, force=force)
 
-    _run(start, title, fmt, config.steps, as_json=as_json)
-
-
-@app.command()
-def resume(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where a run was recorded.")],
-    as_json: Json = False,
-) -> None:
-    """Continue a run that was recorded with -o, with the bits that it would have had."""
-    config = precsim.open(folder).config
-
-    def start(listen: Any) -> Run:
-        return precsim.resume(folder, on_step=listen)
-
-    _run(start, folder.name, _format_of(config), config.steps, as_json=as_json)
-
-
-def _run(start: Any, title: str, fmt: str, steps: int, *, as_json: bool) -> None:
-    """Start a run, show its progress and what it came to; exit with 1 if it diverged."""
-    out, err = consoles()
-    with Bars(err, {title: (title, terminal.ink(fmt))}, steps, quiet=as_json) as bars:
-        run = start(lambda record, rows: bars(title, record.step + 1, record.loss))
-    summary, sample = summarize(run), run.sample(160)
-    if as_json:
-        found = {"config": run.config.to_dict(), "summary": summary.to_dict(), "sample": sample}
-        print_line(dump(found))
-    else:
-        out.print(terminal.runs_table({title: (fmt, summary)}, out.width))
-        out.print()
-        out.print(terminal.sentences([("writes", fmt, terminal.printable(sample))]))
-    if summary.diverged:
-        _fail(f"the run diverged: its weights are no longer finite after step {run.died_at}", 1)
-
-
-def _format_of(config: configs.TrainConfig) -> str:
-    """Return the format whose colour a run without a recipe gets: that of its activations."""
-    name = Policy.parse(config.policy).activations.format
-    return "fp32" if name == "widest" else name
+    show_run(start, recipe or "run", config, fmt, as_json=as_json)
 
 
 @app.command()
@@ -330,6 +307,7 @@ def info(as_json: Json = False) -> None:
 
 
 cli_analyse.register(app)
+cli_runs.register(app)
 cli_verify.register(app)
 
 
@@ -342,24 +320,6 @@ def _facts() -> dict[str, Any]:
     except BackendError as error:
         device = f"not usable: {error}"
     return fingerprint() | {"cores": cores(), "cupy": device}
-
-
-def consoles() -> tuple[Any, Any]:
-    """Return consoles on stdout and stderr as they are now."""
-    return (
-        terminal.console(sys.stdout, os.environ),
-        terminal.console(sys.stderr, os.environ),
-    )
-
-
-def print_line(text: str) -> None:
-    """Print to stdout as it is, without wrapping or colour."""
-    typer.echo(text)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"precsim: {message}", err=True)
-    raise typer.Exit(code)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -232,11 +232,14 @@ def show_run(
         run = start(lambda record, rows: bars(title, record.step + 1, record.loss))
     summary, sample = summarize(run), run.sample(160)
     if as_json:
+        changes = [{"step": one.step, "policy": str(one.after)} for one in run.changes]
         found = {"config": run.config.to_dict(), "summary": summary.to_dict(), "sample": sample}
-        print_line(dump(found))
+        print_line(dump(found | {"changes": changes}))
     else:
         out.print(terminal.runs_table({title: (hue, summary)}, out.width))
         out.print()
+        for one in run.changes:
+            out.print(terminal.sentences([("changed", hue, str(one))]))
         out.print(terminal.sentences([("writes", hue, terminal.printable(sample))]))
     if summary.diverged:
         fail(f"the run diverged: its weights are no longer finite after step {run.died_at}", 1)

@@ -36,6 +36,8 @@ def capture(trainer: Trainer, step: int, counts: Mapping[str, OpCounts]) -> Arra
         "step": np.array(step),
         "policy": np.array(str(trainer.policy)),
         "valid_losses": np.array(trainer.valid_losses, float),
+        "heads": np.array(trainer.model.config.heads),
+        "alphabet": np.frombuffer(trainer.batches.corpus.alphabet, np.uint8),
         "optimizer/steps": np.array(trainer.optimizer.steps),
         **scaler,
         "tensors": np.array(list(tensors), np.str_),

@@ -35,6 +35,7 @@ class TrainConfig:
     `data` is a task of `precsim.runs.data` or a file; `policy` a `Policy` in its string form;
     `loss_scale` as in `precsim.nn.scaling.parse`.  Sizes are the model's (`GPTConfig`).
 
+    `init` is a file of weights to start from (see `precsim.runs.pretrained`); "" draws them.
     `precision_schedule` (see `precsim.runs.schedule`) changes the policy while the run goes on.
 
     `accumulation` computes that many micro-batches per update and divides each one's loss by their
@@ -50,6 +51,7 @@ class TrainConfig:
     """
 
     data: str = "pydoc"
+    init: str = ""
     policy: str = "fp32"
     loss_scale: str = "none"
     precision_schedule: str = "none"

@@ -59,7 +59,7 @@ def fork(
         clear_folder(out, force=force)
         lock.writing = True
         with surroundings(config):
-            new = make_trainer(config, new_corpus)
+            new = make_trainer(config, new_corpus, init=False)
             hand_over(old, new)
         digest = sha256(read_file(folder / MANIFEST, 1 << 26)).hexdigest()
         origin = {"path": str(folder.resolve()), "manifest": digest, "at": at,

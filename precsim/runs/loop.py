@@ -62,7 +62,7 @@ def advance(
         (tracer, *observers) if tracer.level.includes("counts") else observers
     )
     with surroundings(config, watching), Interruption(active=recorded) as interruption:
-        trainer = make_trainer(config, corpus)
+        trainer = make_trainer(config, corpus, init=before.checkpoint is None)
         if before.checkpoint is not None:
             restore(trainer, before.checkpoint)
         tracer.drain()  # the weights' first rounding belongs to no step
@@ -161,7 +161,7 @@ def state_before(folder: Path, step: int, corpus: Corpus | None = None) -> Train
     corpus = _ready(manifest, corpus)
     before = nearest(folder, manifest, step)
     with surroundings(manifest.config):
-        trainer = make_trainer(manifest.config, corpus)
+        trainer = make_trainer(manifest.config, corpus, init=before.checkpoint is None)
         if before.checkpoint is not None:
             restore(trainer, before.checkpoint)
         for earlier in range(before.start, step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -17,6 +18,7 @@ from precsim.nn.gpt import GPT
 from precsim.observe.counters import OpCounts
 from precsim.runs.config import TrainConfig
 from precsim.runs.data import Corpus, DataError
+from precsim.runs.pretrained import save_weights
 from precsim.runs.schedule import difference
 
 
@@ -150,6 +152,13 @@ class Run:
         """Return the last validation loss; NaN once the weights are destroyed."""
         measured = [r.valid_loss for r in self.records if r.valid_loss is not None]
         return measured[-1] if measured and self.died_at is None else float("nan")
+
+    def save(self, path: str | os.PathLike[str], names: str = "precsim") -> None:
+        """Write the weights as a .safetensors file, which another run can start from (`init`).
+
+        `names` is "precsim" or "gpt2".  Raises `RunError` where it cannot be written.
+        """
+        save_weights(path, self.model, self.corpus.alphabet, names)
 
     def sample(self, length: int = 80, temperature: float = 0.7, prompt: str = "") -> str:
         """Return the text with which the model goes on after `prompt`.

@@ -19,6 +19,7 @@ from precsim.observe.counters import Counters
 from precsim.runs import schedule as schedules
 from precsim.runs.config import TrainConfig
 from precsim.runs.data import Batches, Corpus
+from precsim.runs.pretrained import load_weights
 from precsim.runs.schedule import Metrics
 
 
@@ -146,14 +147,18 @@ def rounded(tensor: Tensor, role: str, name: str) -> Tensor:
         return ops.cast(Tensor(tensor.data, tensor.format), to=wanted)
 
 
-def make_trainer(config: TrainConfig, corpus: Corpus) -> Trainer:
-    """Return a trainer before its first step, its weights drawn and rounded.
+def make_trainer(config: TrainConfig, corpus: Corpus, *, init: bool = True) -> Trainer:
+    """Return a trainer before its first step, its weights drawn, or read, and rounded.
 
-    Raises `DataError` where the text does not fill a batch.
+    ``init=False`` draws them whatever the config says: they are about to be replaced.
+    Raises `DataError` where the text does not fill a batch, `WeightsError` where the file of
+    weights is none, or another model's.
     """
     batches = Batches(corpus, config.batch, config.context, config.seed)
-    model = GPT(config.model(corpus.vocabulary_size), config.seed)
-    return Trainer(config, model, batches)
+    sizes, weights = config.model(corpus.vocabulary_size), None
+    if config.init and init:
+        weights = load_weights(config.init, sizes, corpus.alphabet)
+    return Trainer(config, GPT(sizes, config.seed, weights), batches)
 
 
 def make_optimizer(config: TrainConfig, parameters: Tensors) -> optim.Optimizer:

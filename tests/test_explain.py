@@ -179,6 +179,11 @@ def test_numpy_numbers_are_taken_at_their_own_precision():
     assert explain(np.int64(2049), "fp16").tie
 
 
+def test_a_tie_is_between_two_neighbours():
+    assert explain(464.0, "e4m3").tie  # 448 and what would come next
+    assert not explain(65536.0 + 32, "fp16").tie  # far beyond both: it overflows, whoever is nearer
+
+
 def test_rounding_overflow_and_random_reach_the_value():
     assert explain(0.1, "e4m3", "down").value == 0.09375
     assert explain(1e9, "fp16", overflow="saturate").value == 65504.0

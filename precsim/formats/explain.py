@@ -186,7 +186,7 @@ def _finite(x: Fraction, value: float, fmt: Format, rounding: Mode) -> dict[str,
         "discarded": _binary(rest),
         "lower": lower,
         "upper": upper,
-        "tie": rest == exact.HALF,
+        "tie": rest == exact.HALF and steps * spacing <= fmt.max,
         "prob_up": None if chance is None else float(chance),
     }
     if math.isfinite(value):

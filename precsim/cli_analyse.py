@@ -29,7 +29,7 @@ from precsim.runs.config import ConfigError, TrainConfig, parse_assignments, rea
 from precsim.runs.data import load
 from precsim.runs.files import RunError
 from precsim.runs.lines import dump
-from precsim.runs.run import StoredRun, open_run
+from precsim.runs.run import open_run
 from precsim.show import findings, steps
 
 WORST = 12
@@ -145,11 +145,10 @@ def diff(
 
     Weights, batch and loss scale are those of DIR in both; with DIR2, DIR is the truth.
     """
-    run = open_run(folder)
-    moment = moment_at(run, step)
+    moment = moment_at(open_run(folder), step)
     low, high = moment.policy, replace(REFERENCE, granularity=moment.policy.granularity)
     if other is not None:
-        low, high = _policy_of(open_run(other), step, run), moment.policy
+        low, high = _policy_of(other, step, moment), moment.policy
     if against is not None:
         high = _policy(against)
     try:
@@ -179,12 +178,13 @@ def _interesting(rows: list[diffing.Row]) -> list[diffing.Row]:
     return sorted(order[: max(WORST, min(abnormal, 2 * WORST))], key=lambda r: r.index)
 
 
-def _policy_of(other: StoredRun, step: int, run: StoredRun) -> Policy:
-    """Return another run's policy at a step; raise `RunError` where the models differ."""
-    if other.at(step).model.config != run.at(step).model.config:
-        msg = f"{run.path} and {other.path} have models of different sizes: no op by op comparison"
+def _policy_of(other: Path, step: int, moment: Moment) -> Policy:
+    """Return another run's policy at a step; raise `RunError` where its model has other sizes."""
+    found = moment_at(open_run(other), step)
+    if found.model != moment.model:
+        msg = f"{other} has a model of other sizes: expected {moment.model}; got {found.model}"
         raise RunError(msg)
-    return moment_at(other, step).policy
+    return found.policy
 
 
 def _policy(text: str) -> Policy:

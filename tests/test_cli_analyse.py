@@ -154,6 +154,10 @@ def test_diff_says_what_it_cannot_use(runs, call, tmp_path):
     assert code == 2
     assert "'fp17' is no recipe and no policy" in err
     assert call("diff", tmp_path, "--step", 1)[0] == 2
+    ps.train(CONFIG.change(steps=1, width=4), out=tmp_path / "small")
+    code, _, err = call("diff", runs / "good", tmp_path / "small", "--step", 1)
+    assert code == 2
+    assert "has a model of other sizes" in err
     assert "has no state before step 9" in call("diff", runs / "good", "--step", 9)[2]
 
 

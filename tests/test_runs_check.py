@@ -110,9 +110,9 @@ def test_a_missing_end_of_any_file_is_found_and_not_used(data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["manifest.json", "steps.jsonl", "index.jsonl"])
-def test_every_single_byte_and_length_of_the_text_files(run, file):
+def test_every_third_byte_and_length_of_the_text_files(run, file):
     content = (run / file).read_bytes()
-    for place in range(len(content)):
+    for place in range(0, len(content), 3):
         damaged_is_reported_and_not_used(run, file, content[:place])
         changed = bytearray(content)
         changed[place] ^= 1 << place % 8

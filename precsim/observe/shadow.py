@@ -6,6 +6,7 @@ accumulator, and the format's.  It says nothing of errors that the inputs brough
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -38,11 +39,14 @@ def local_error(event: Event) -> float:
     """
     xp = array_module(event.exact)
     truth = reference(event)
-    both = xp.isfinite(truth) & xp.isfinite(event.rounded)
     with np.errstate(all="ignore"):
-        error = xp.where(both, event.rounded - truth, 0).ravel()
-        size = xp.where(both, truth, 0).ravel()
-        return _ratio(float(error @ error), float(size @ size))
+        error, size = (event.rounded - truth).ravel(), truth.ravel()
+        squares = float(error @ error), float(size @ size)
+        if not all(isfinite(square) for square in squares):
+            both = xp.isfinite(truth) & xp.isfinite(event.rounded)
+            error, size = (xp.where(both.ravel(), x, 0) for x in (error, size))
+            squares = float(error @ error), float(size @ size)
+    return _ratio(*squares)
 
 
 def _ratio(error: float, size: float) -> float:

@@ -1,8 +1,7 @@
 """Looking into a step on the command line: a planted fault is named, a healthy run is not blamed."""
 
+import io
 import json
-import os
-import subprocess
 import sys
 
 import pytest
@@ -220,11 +219,14 @@ def test_step_says_what_it_cannot_use(call, tmp_path):
         assert err.startswith("precsim: ")
 
 
-def test_tables_are_readable_in_ascii_without_colour(runs):
-    command = [sys.executable, "-m", "precsim", "show", str(runs / "bad"), "--step", "1"]
-    environ = os.environ | {"PYTHONIOENCODING": "ascii", "NO_COLOR": "1", "COLUMNS": "80"}
-    done = subprocess.run(command, capture_output=True, env=environ, check=False)
-    assert done.returncode == 1
-    text = done.stdout.decode("ascii")
+def test_tables_are_readable_in_ascii_without_colour(runs, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    with pytest.raises(SystemExit) as stopped:
+        main(["show", str(runs / "bad"), "--step", "1"])
+    sys.stdout.flush()
+    text = written.getvalue().decode("ascii")
+    assert stopped.value.code == 1
     assert GUILTY in text
     assert "?" not in text

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import precsim
-from precsim import cli_analyse, cli_runs, cli_verify
+from precsim import cli_runs
 from precsim.cli_runs import consoles, fail, print_line, show_run
 from precsim.formats import literal
 from precsim.formats.modes import SPELLINGS
@@ -306,9 +307,18 @@ def info(as_json: Json = False) -> None:
     out.print(terminal.sentences([(name, "fp32", str(fact)) for name, fact in facts.items()]))
 
 
-cli_analyse.register(app)
 cli_runs.register(app)
-cli_verify.register(app)
+
+QUICK = ("formats", "num", "recipes", "info", "demo", "train")
+"""Verbs for which the rest of the package, behind the other verbs, need not be loaded."""
+
+
+@cache
+def _load_other_verbs() -> None:
+    from precsim import cli_analyse, cli_verify
+
+    cli_analyse.register(app)
+    cli_verify.register(app)
 
 
 def _facts() -> dict[str, Any]:
@@ -328,6 +338,9 @@ def main(args: list[str] | None = None) -> None:
         # A character that the terminal's encoding lacks becomes "?", not a crash.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+    words = sys.argv[1:] if args is None else args
+    if not words or words[0] not in QUICK:
+        _load_other_verbs()
     try:
         app(args, prog_name="precsim")
     except BrokenPipeError:

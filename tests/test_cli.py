@@ -280,7 +280,7 @@ def test_colour_is_for_terminals_and_can_be_forbidden():
 def test_formats_starts_without_what_it_does_not_need():
     code = (
         "import sys, precsim.cli as c\ntry: c.main(['formats'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('matplotlib', 'multiprocessing') if m in sys.modules], file=sys.stderr)"
+        "print([m for m in ('matplotlib', 'multiprocessing', 'precsim.analyse', 'precsim.proofs') if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.split() == ["[]"]

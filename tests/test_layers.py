@@ -16,7 +16,8 @@ FILES = {
 
 PARTS = (
     "formats", "testing", "proofs", "backend", "engine", "nn", "observe",
-    "recipes", "runs", "analyse", "show", "lesson", "demo", "cli_verify", "cli_runs", "cli", "__main__",
+    "recipes", "runs", "analyse", "show", "lesson", "demo",
+    "cli_verify", "cli_runs", "cli_analyse", "cli", "__main__",
 )  # fmt: skip
 
 ENGINE = ("policy", "context", "tape", "tensor", "dispatch", "ops")

@@ -195,11 +195,11 @@ def test_a_fork_goes_on_after_a_kill(stored, tmp_path):
     assert final(tmp_path / "b") == final(tmp_path / "whole")
 
 
-def test_a_fork_without_its_first_checkpoint_says_so(stored, tmp_path):
+def test_a_fork_without_any_checkpoint_says_so(stored, tmp_path):
     stored.fork(5, tmp_path / "b")
     rewind(tmp_path / "b", 5, 0)
     (tmp_path / "b" / "ckpt" / "000005.npz").unlink()
-    with pytest.raises(DamagedError, match="a fork cannot start from its seed: fork again"):
+    with pytest.raises(DamagedError, match="did not start from its seed: begin it again"):
         ps.resume(tmp_path / "b")
 
 

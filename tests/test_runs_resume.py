@@ -1,6 +1,7 @@
 """A run ends at any moment, in any way, and goes on with the bits that it would have had."""
 
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -256,3 +257,20 @@ def test_a_manifest_that_is_not_what_was_written_is_not_used(tmp_path):
     for act in (ps.open, ps.resume):
         with pytest.raises(DamagedError, match=r"manifest\.json is not what was written"):
             act(tmp_path)
+
+
+def test_a_run_from_other_weights_goes_on_from_its_checkpoints_alone(tmp_path):
+    ps.train(tiny(), out=tmp_path / "a")
+    config = tiny(init=str(tmp_path / "a"), lr=1e-3)
+    ps.train(config, out=tmp_path / "whole")
+    stop_and_resume(config, tmp_path / "b", 3)
+    assert final(tmp_path / "b") == final(tmp_path / "whole")
+    with pytest.raises(Stop):
+        ps.train(config, out=tmp_path / "c", on_step=until(3))
+    shutil.rmtree(tmp_path / "a")
+    assert len(ps.resume(tmp_path / "c").records) == 5
+    assert final(tmp_path / "c") == final(tmp_path / "whole")
+    assert check(tmp_path / "c").ok
+    shutil.rmtree(tmp_path / "c" / "ckpt")
+    with pytest.raises(DamagedError, match="did not start from its seed: begin it again"):
+        ps.resume(tmp_path / "c")

@@ -81,7 +81,7 @@ def check(folder: Path) -> Report:
     corpus = _check_surroundings(manifest, report)
     if corpus is not None:
         with surroundings(manifest.config):
-            trainer = make_trainer(manifest.config, corpus)
+            trainer = make_trainer(manifest.config, corpus, init=False)
         for entry in index.of("ckpt"):
             _check_restores(folder, trainer, entry, report)
         _find_resume_point(folder, manifest, report)

@@ -85,7 +85,7 @@ def progress(folder: Path, manifest: Manifest) -> Progress:
     """Return the newest state that a run can go on from, with all that was recorded until then.
 
     The checkpoint's own file must be intact, the steps before it and, where ops are recorded,
-    theirs.  Without any a run starts from its seed, a fork raises `DamagedError`.
+    theirs.
     """
     whole = manifest.start + len(read_steps(folder, manifest.start).records)
     if Level.parse(manifest.config.observe).includes("counts"):
@@ -96,7 +96,8 @@ def progress(folder: Path, manifest: Manifest) -> Progress:
 def nearest(folder: Path, manifest: Manifest, step: int) -> Progress:
     """Return the state at the newest intact checkpoint that does not lie beyond `step`.
 
-    Without any it is that of the seed, except for a fork, which raises `DamagedError`.
+    Without any it is that of the seed; a fork, or a run that began with other weights, raises
+    `DamagedError`.
     """
     records = read_steps(folder, manifest.start).records
     for entry in reversed(read_index(folder).of("ckpt")):
@@ -105,10 +106,8 @@ def nearest(folder: Path, manifest: Manifest, step: int) -> Progress:
                 return _progress_at(entry, read_arrays(folder, entry), records, manifest.start)
             except DamagedError:
                 continue
-    if manifest.parent is not None:
-        msg = (
-            f"{folder} has no intact checkpoint, and a fork cannot start from its seed: fork again"
-        )
+    if manifest.parent is not None or (manifest.config.init and records):
+        msg = f"{folder} has no intact checkpoint, and did not start from its seed: begin it again"
         raise DamagedError(msg)
     return Progress()
 

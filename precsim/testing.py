@@ -8,7 +8,7 @@ around the same places, and one function per law.  A law takes *your* function::
     def quantize(x):                     # array -> array, to e4m3
         return my_cast(x)
 
-    precsim.testing.check_matches_exact(quantize, "e4m3")
+    precsim.testing.check_rounding(quantize, "e4m3")
 
 It returns how many inputs it compared, and raises `AssertionError` with the first that fails.
 The strategies need Hypothesis (``pip install hypothesis``); the laws do not.
@@ -85,7 +85,7 @@ def assert_same(got: Array, want: Array, inputs: Array, law: str = "same values"
     return got.size
 
 
-def check_matches_exact(
+def check_rounding(
     quantize: Quantizer,
     fmt: str | AnyFormat,
     rounding: str | Mode = Rounding.NEAREST,

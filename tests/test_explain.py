@@ -25,12 +25,32 @@ in binary   1.100 | 110011001100110011001100110011001100110011001101 x 2^-4
 between     0.09375 and 0.1015625 (stochastic rounding goes up with probability 0.8)
 value       0.1015625 (normal): x is rounded
 code        0x1d = 0 0011 101
+window      0.0625 to 0.125, step 5 of 8
+hexadecimal 0x1.a000000000000p-4
 error       +0.0015625, 0.015625 relative, 0.2 ulp, 0.25 u; rounding nearest"""
 
 
 def test_the_text_shows_every_step():
     assert str(explain(0.1, "e4m3")) == SHOWN
     assert repr(explain(0.1, "e4m3")) == SHOWN
+
+
+def test_window_and_offset_place_the_value_in_its_binade():
+    """6 is the middle of 4..8; below fp16's 2^-14 the window is the subnormals'."""
+    six = explain(6.0, "e4m3")
+    assert (six.window, six.offset, six.hexadecimal) == ((4.0, 8.0), 4, "0x1.8000000000000p+2")
+    tiny = explain(-(2.0**-24), "fp16")
+    assert (tiny.window, tiny.offset) == ((0.0, 2.0**-14), 1)
+    assert (explain(math.nan, "fp16").window, explain(3.0, "int8").offset) == (None, None)
+    assert six.to_dict()["window"] == [4.0, 8.0]
+
+
+def test_a_notebook_shows_the_text_with_its_fields_in_colour():
+    shown = explain(0.1, "e4m3")._repr_html_()
+    for part in ("0", "0011", "101"):
+        assert f">{part}</b>" in shown
+    assert "&lt;" not in shown
+    assert "is rounded" in shown
 
 
 def test_a_tenth_in_e4m3_worked_by_hand():

@@ -7,7 +7,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def test_the_examples_in_the_readme_print_what_it_says():
-    results = doctest.testfile(str(README), module_relative=False)
+    results = doctest.testfile(str(README), False, optionflags=doctest.ELLIPSIS)
     assert results.attempted >= 8
     assert results.failed == 0
 

@@ -123,3 +123,63 @@ def test_the_difference_to_autocast_is_found_op_by_op():
     assert found["forward", "linear"] == ("fp32", "fp16")
     assert found["loss scale", "kind"][0] == "none"
     assert ("backward", "linear") not in found
+
+
+TRAINED = ps.TrainConfig(
+    data="reverse", layers=1, heads=2, width=32, context=16, batch=8, steps=100, eval_every=100,
+    schedule="constant", warmup=0, lr=3e-3, policy="arithmetic=fast", observe="off",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def continued(tmp_path_factory):
+    """Return the function that continues a trained model, and gives the loss that it comes to.
+
+    The gradients are those of a run of 4096 micro-batches: 2^-12 of what they are in one.
+    """
+    base = tmp_path_factory.mktemp("seed") / "base"
+    ps.train(TRAINED.change(seed=5), out=base)
+    small = TRAINED.change(init=str(base), lr=1e-3, steps=60, micro_batches=4096)
+
+    def go(recipe, **changes):
+        settings = {k: v for k, v in ps.recipe(recipe).settings().items() if k in KEPT}
+        return ps.train(small.change(**settings | changes))
+
+    return go
+
+
+KEPT = ("policy", "loss_scale", "precision_schedule")
+"""What is taken from the recipes, so that all are trained by the same AdamW."""
+
+
+def test_small_gradients_stall_the_mixed_procedure_in_silence_and_a_loss_scale_saves_it(continued):
+    single = continued("fp32")
+    autocast = continued("torch_amp_fp16")
+    mixed = continued("seed_mixed", precision_schedule="none")
+    scaled = continued("seed_mixed", precision_schedule="none", loss_scale="static:32768")
+    assert mixed.final_loss() > 2 * single.final_loss()
+    assert scaled.final_loss() < 1.1 * single.final_loss()
+    assert autocast.final_loss() < 1.1 * single.final_loss()
+    assert mixed.died_at is None
+    assert np.isfinite(mixed.steps["grad_norm"]).all()
+    assert not mixed.steps["skipped"].any()
+
+
+def test_where_the_backward_pass_starts_in_fp16_the_scale_of_pytorch_is_infinite(continued):
+    """65536 > 65504: the product with the loss scale is fp32 in PyTorch, and must be."""
+    assert continued("seed_mixed", loss_scale="static:65536").died_at == 0
+
+
+def test_gradients_as_they_are_do_the_mixed_procedure_no_harm(continued):
+    single, mixed = (continued(name, micro_batches=1) for name in ("fp32", "seed_mixed"))
+    assert mixed.final_loss() < 1.1 * single.final_loss()
+
+
+def test_the_low_procedure_dies_of_adam_and_lives_with_its_own_sgd(continued):
+    assert continued("seed_low", micro_batches=1).died_at == 0
+    own = ps.TrainConfig(**ps.recipe("seed_low").settings())
+    assert (own.optimizer, own.lr, own.momentum) == ("sgd", 0.01, 0.0)
+    kept = {name: getattr(own, name) for name in ("optimizer", "lr", "momentum")}
+    run = continued("seed_low", micro_batches=1, **kept)
+    assert run.died_at is None
+    assert run.final_loss() < 0.1

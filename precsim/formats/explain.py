@@ -7,6 +7,7 @@ itself rounded, save the few ratios at its end that are floats for the reader's 
 from __future__ import annotations
 
 import decimal
+import html
 import math
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -18,6 +19,9 @@ from precsim.formats.format import Format, floor_log2
 from precsim.formats.modes import Mode, Overflow, Rounding, rounding_mode, stochastic
 from precsim.formats.registry import AnyFormat, element_of
 from precsim.formats.registry import format as resolve
+
+FIELD_HUES = ("#D55E00", "#0072B2", "#009E73")
+"""Colours of sign, exponent and fraction, wherever they are shown (Okabe and Ito's palette)."""
 
 WIDTH = 64
 """Digits and bits shown in full; the text shortens longer strings, the fields never do."""
@@ -75,6 +79,34 @@ class Explanation:
         return " ".join(part for part in (self.sign, self.exponent, self.fraction) if part)
 
     @property
+    def hexadecimal(self) -> str:
+        """The value in hexadecimal, as `float.hex` writes it: every bit can be read off."""
+        return float(self.value).hex()
+
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """The two powers of two between which the value lies, the lower one included.
+
+        The subnormals share one window with zero, from 0 to the smallest normal.  None for NaN and
+        infinities, and for integers, whose steps do not grow.
+        """
+        if not math.isfinite(self.value) or self.format.is_integer:
+            return None
+        size = abs(self.value)
+        if size < self.format.smallest_normal:
+            return 0.0, self.format.smallest_normal
+        low = math.ldexp(1.0, math.frexp(size)[1] - 1)
+        return low, 2 * low
+
+    @property
+    def offset(self) -> int | None:
+        """How many of the window's 2^man_bits steps the value is past its beginning."""
+        if self.window is None:
+            return None
+        low, high = self.window
+        return round((abs(self.value) - low) / (high - low) * 2**self.format.man_bits)
+
+    @property
     def outcome(self) -> str:
         """What happened, in a few words."""
         if self.exact is None:
@@ -96,6 +128,7 @@ class Explanation:
         """Return all of it as JSON holds it: fractions as "n/d", NaN and infinities as strings."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         found |= {"format": self.format.name, "bits": self.bits, "outcome": self.outcome}
+        found |= {"hexadecimal": self.hexadecimal, "window": self.window, "offset": self.offset}
         return {name: _json(value) for name, value in found.items()}
 
     def __str__(self) -> str:
@@ -105,9 +138,25 @@ class Explanation:
         kind = "" if repr(self.value) == self.kind else f" ({self.kind})"
         lines.append(f"value       {self.value!r}{kind}: x {self.outcome}")
         lines.append(f"code        {self.code:#0{2 + (self.format.bits + 3) // 4}x} = {self.bits}")
+        if self.window is not None:
+            low, high = self.window
+            steps = 2**self.format.man_bits
+            lines.append(f"window      {low:g} to {high:g}, step {self.offset} of {steps}")
+        lines.append(f"hexadecimal {self.hexadecimal}")
         if self.error:
             lines.append(self._error_line())
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the text for a notebook, the code's fields in the colours of `precsim num`."""
+        text = html.escape(str(self))
+        parts = (self.sign, self.exponent, self.fraction)
+        coloured = " ".join(
+            f'<b style="color:{hue}">{part}</b>'
+            for part, hue in zip(parts, FIELD_HUES, strict=True)
+            if part
+        )
+        return f"<pre>{text.replace(f'= {self.bits}', f'= {coloured}', 1)}</pre>"
 
     __repr__ = __str__
 
@@ -284,4 +333,6 @@ def _json(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, tuple):
+        return [_json(part) for part in value]
     return value if isinstance(value, int) and abs(value) < 1 << 64 else _text(value)

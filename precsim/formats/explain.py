@@ -104,7 +104,7 @@ class Explanation:
         if self.window is None:
             return None
         low, high = self.window
-        return round((abs(self.value) - low) / (high - low) * 2**self.format.man_bits)
+        return int((abs(self.value) - low) / (high - low) * 2**self.format.man_bits)
 
     @property
     def outcome(self) -> str:

@@ -11,6 +11,7 @@ import precsim as ps
 from precsim.engine.policy import Rule
 from precsim.observe.counters import HIGHEST, LOWEST, OpCounts
 from precsim.runs import schedule as schedules
+from precsim.runs.config import ConfigError, read
 from precsim.runs.schedule import AtSteps, ByLoss, BySignal, Metrics, at_least, difference
 
 FP16 = ps.Policy.uniform("fp16", arithmetic="fast")
@@ -73,15 +74,15 @@ def test_none_is_none_and_policies_may_be_short():
     ],
 )
 def test_text_that_names_no_schedule_is_refused(text, message):
-    with pytest.raises(ps.ConfigError, match=message) as raised:
+    with pytest.raises(ConfigError, match=message) as raised:
         SMALL.change(precision_schedule=text)
     assert str(raised.value).startswith("precision schedule")
 
 
 def test_steps_that_no_evaluation_precedes_are_refused_with_those_that_one_does():
-    with pytest.raises(ps.ConfigError, match=r"step 7 .* eval_every=3 try 6 or 9"):
+    with pytest.raises(ConfigError, match=r"step 7 .* eval_every=3 try 6 or 9"):
         SMALL.change(precision_schedule="steps 7: fp32")
-    with pytest.raises(ps.ConfigError, match=r"step 2 .* try 3"):
+    with pytest.raises(ConfigError, match=r"step 2 .* try 3"):
         SMALL.change(precision_schedule="steps 2: fp32")
 
 
@@ -230,8 +231,14 @@ def test_ops_run_in_the_formats_of_the_step():
     assert [seen[step] for step in range(12)] == [{expected[step // 3]} for step in range(12)]
 
 
-@pytest.mark.parametrize("text", [STEPS, "signal lost=0.05", "loss improvement=0.2"])
-@pytest.mark.parametrize("kahan", ["plain", "kahan"])
+@pytest.mark.parametrize(
+    ("text", "kahan"),
+    [
+        (STEPS, "kahan"),
+        ("signal flushed=0.001 lost=0.05", "plain"),
+        ("loss improvement=0.2", "plain"),
+    ],
+)
 def test_a_scheduled_run_resumes_replays_and_is_watched_without_another_bit(tmp_path, text, kahan):
     config = SMALL.change(
         precision_schedule=text, weights_update=kahan, checkpoint_every=4, lr=0.02
@@ -280,7 +287,7 @@ def test_ones_own_schedule_is_registered_and_named(monkeypatch):
 
 SLOW = SMALL.change(
     policy="activations=bf16 gradients=bf16 weight_gradients=bf16 weights=bf16 arithmetic=fast",
-    width=32, batch=8, steps=200, eval_every=25, optimizer="adamw", lr=1e-3, beta2=0.999,
+    width=32, batch=8, steps=125, eval_every=25, optimizer="adamw", lr=1e-3, beta2=0.999,
     observe="off",
 )  # fmt: skip
 
@@ -288,19 +295,17 @@ SLOW = SMALL.change(
 def test_a_loss_that_falls_slowly_says_nothing_and_the_rounding_says_it_at_once():
     """bf16 weights lose most of their updates; the loss still falls, only too slowly."""
     plain = ps.train(SLOW)
-    by_loss = ps.train(SLOW.change(precision_schedule="loss improvement=0.01"))
+    by_loss = ps.train(SLOW.change(precision_schedule="loss"))
     by_signal = ps.train(SLOW.change(precision_schedule="signal"))
     wide = ps.train(SLOW.change(policy="arithmetic=fast"))
     assert by_loss.changes == []
     assert [change.after.master_weights.format for change in by_signal.changes] == ["fp32"]
     assert by_signal.changes[0].step <= 100
-    assert plain.final_loss() > 1.5 * wide.final_loss()
+    assert plain.final_loss() > 1.3 * wide.final_loss()
     assert by_signal.final_loss() < 1.1 * wide.final_loss()
 
 
 def test_a_toml_file_names_a_schedule(tmp_path):
-    from precsim.runs.config import read
-
     (tmp_path / "c.toml").write_text('precision_schedule = "signal lost=0.25"\n')
     config = ps.TrainConfig().change(**read(tmp_path / "c.toml"))
     assert schedules.parse(config.precision_schedule) == BySignal(lost=0.25)

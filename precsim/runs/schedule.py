@@ -246,7 +246,7 @@ def parse(text: str) -> Schedule | None:
 
 
 def _read(kind: Any, text: str) -> Schedule:
-    types = {f.name: str(f.type) for f in fields(kind)}
+    types = {f.name: getattr(f.type, "__name__", str(f.type)) for f in fields(kind)}
     read: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
     given: dict[str, Any] = {}
     for word in text.split():

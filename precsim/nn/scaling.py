@@ -240,10 +240,11 @@ PRESETS: dict[str, DynamicScale] = {
         interval=1000, minimum=1.0, at_minimum="raise", maximum=inf, settle=1, clean_steps=-1,
         hysteresis=2, check="sum", arithmetic="fp64",
     ),
-    # fairseq/optim/dynamic_loss_scaler.py, 0d77035e.
+    # fairseq/optim/dynamic_loss_scaler.py, 0d77035e; the norm is that of the scaled gradients, whose
+    # multiplication by 1 / scale waits until the update.
     "fairseq": DynamicScale(
         2.0**15, minimum=1e-4, at_minimum="raise_below", maximum=inf, check="norm",
-        when="unscaled", arithmetic="fp64",
+        arithmetic="fp64",
     ),
 }  # fmt: skip
 """The loss scalers of the field; "dynamic" is PyTorch's."""

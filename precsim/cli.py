@@ -315,9 +315,10 @@ QUICK = ("formats", "num", "recipes", "info", "demo", "train")
 
 @cache
 def _load_other_verbs() -> None:
-    from precsim import cli_analyse, cli_verify
+    from precsim import cli_analyse, cli_scan, cli_verify
 
     cli_analyse.register(app)
+    cli_scan.register(app)
     cli_verify.register(app)
 
 

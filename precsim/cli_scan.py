@@ -1,0 +1,89 @@
+"""`precsim scan`: a recorded step at every loss scale, or in every format.
+
+Exit codes: 0 fine, 1 a finding (no loss scale gives a finite gradient), 2 bad usage or bad input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from precsim.analyse.recorded import moment_at
+from precsim.analyse.scan import Row, headroom, plateau, scan_formats, scan_scales
+from precsim.cli_runs import consoles, fail, print_line
+from precsim.runs.lines import dump
+from precsim.runs.run import open_run
+from precsim.show.style import share
+from precsim.show.terminal import Cells, Column, table
+
+COLUMNS = (
+    Column("", justify="left"),
+    Column("backward\nflushed"),
+    Column("sub-\nnormal", 2),
+    Column("over-\nflow", 1),
+    Column("gradient's\nerror"),
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(scan)
+
+
+def scan(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where a run was recorded.")],
+    step: Annotated[int, typer.Option("--step", metavar="K", help="The step to run again.")],
+    formats: Annotated[
+        bool, typer.Option("--formats", help="Try formats instead, at the step's own loss scale.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """Run a recorded step again at every loss scale 2^k, and measure its gradient against float64.
+
+    With --formats it runs in other formats instead, each in the place of the run's low ones.
+    """
+    moment = moment_at(open_run(folder), step)
+    rows = scan_formats(moment) if formats else scan_scales(moment)
+    if as_json:
+        print_line(dump([asdict(row) for row in rows]))
+    else:
+        out, _ = consoles()
+        out.print(table(COLUMNS, [_cells(row, moment.scale) for row in rows], out.width))
+        print_line("")
+        for line in _refusals(rows) if formats else _sentences(rows, moment.scale):
+            out.print(line)
+    if all(row.error == float("inf") for row in rows):
+        fail("every gradient has values that are not finite: a loss scale cannot mend that", 1)
+
+
+def _cells(row: Row, own: float) -> Cells:
+    mark = " *" if not row.format and row.scale == own else ""
+    name = row.format or f"{row.scale:g}{mark}"
+    if row.refused:
+        return [name, "", "", "", "impossible"]
+    error = "not finite" if row.error == float("inf") else f"{row.error:.2g}"
+    return [name, share(row.flushed), share(row.subnormal), str(row.overflowed or ""), error]
+
+
+def _refusals(rows: list[Row]) -> list[str]:
+    return [f"{row.format}: {row.refused}" for row in rows if row.refused]
+
+
+def _sentences(rows: list[Row], own: float) -> list[str]:
+    """Say which loss scales are as good as the best, and where the run's own one is among them."""
+    found, room = plateau(rows), headroom(rows, own)
+    if found is None or room is None:
+        return []
+    low, high = found
+    lines = [f"as good as the best: loss scales from {low:g} to {high:g}"]
+    below, above = room
+    if min(below, above) >= 0:
+        lines.append(
+            f"the run's own, {own:g} (*), may be halved {below:g} times and doubled {above:g}"
+        )
+    else:
+        lines.append(f"the run's own, {own:g} (*), is too {'small' if below < 0 else 'large'}")
+    return lines

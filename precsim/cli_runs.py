@@ -171,16 +171,24 @@ def export(
     folder: Folder,
     to: Annotated[str, typer.Option("--to", help="csv or jsonl.")] = "csv",
     what: Annotated[
-        str, typer.Option("--what", help="steps, or ops: a row for each op.")
+        str, typer.Option("--what", help="steps; ops: a row for each; weights: .safetensors.")
     ] = "steps",
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Write here, not to stdout."),
     ] = None,
 ) -> None:
-    """Write a run's steps or ops as a table that other programs read."""
+    """Write a run's steps or ops as a table, or its weights, for other programs to read."""
+    if what == "weights":
+        if output is None:
+            fail("--what weights needs a file to write: -o NAME.safetensors", 2)
+        open_run(folder).save(output)
+        return
     if to not in ("csv", "jsonl") or what not in ("steps", "ops"):
-        fail(f"expected --to csv or jsonl, and --what steps or ops; got {to!r} and {what!r}", 2)
+        fail(
+            f"expected --to csv or jsonl, and --what steps, ops or weights; got {to!r} and {what!r}",
+            2,
+        )
     run = open_run(folder)
     rows = (r.to_dict() for r in run.records) if what == "steps" else run.ops().rows()
     lines = _csv_lines(rows) if to == "csv" else (dump(row) for row in rows)

@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 a finding (no loss scale gives a finite gradient), 2 bad u
 from __future__ import annotations
 
 from dataclasses import asdict
+from math import log2
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from precsim.analyse.scan import Row, headroom, plateau, scan_formats, scan_scal
 from precsim.cli_runs import consoles, fail, print_line
 from precsim.runs.lines import dump
 from precsim.runs.run import open_run
-from precsim.show.style import share
+from precsim.show.style import power, share
 from precsim.show.terminal import Cells, Column, table
 
 COLUMNS = (
@@ -61,7 +62,7 @@ def scan(
 
 def _cells(row: Row, own: float) -> Cells:
     mark = " *" if not row.format and row.scale == own else ""
-    name = row.format or f"{row.scale:g}{mark}"
+    name = row.format or f"{power(log2(row.scale))}{mark}"
     if row.refused:
         return [name, "", "", "", "impossible"]
     error = "not finite" if row.error == float("inf") else f"{row.error:.2g}"
@@ -78,7 +79,7 @@ def _sentences(rows: list[Row], own: float) -> list[str]:
     if found is None or room is None:
         return []
     low, high = found
-    lines = [f"as good as the best: loss scales from {low:g} to {high:g}"]
+    lines = [f"as good as the best: loss scales from {power(log2(low))} to {power(log2(high))}"]
     below, above = room
     if min(below, above) >= 0:
         lines.append(

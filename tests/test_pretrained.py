@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import precsim as ps
+from precsim.cli import main
 from precsim.runs.data import load
 from precsim.runs.pretrained import WeightsError, load_weights, read_weights, save_weights
 
@@ -317,3 +318,33 @@ def test_without_the_library_the_message_says_what_to_install(tmp_path, monkeypa
     (tmp_path / "w.safetensors").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"pip install 'precsim\[pretrained\]'"):
         read_weights(tmp_path / "w.safetensors")
+
+
+def test_weights_go_out_and_come_in_on_the_command_line(run, safetensors, tmp_path, capsys):
+    path = tmp_path / "w.safetensors"
+    for words in (
+        ["export", run.path, "--what", "weights", "-o", path],
+        ["train", "--init", path, "--recipe", "seed_mixed", "--text", "reverse", "--steps", "1",
+         *(f"--set={n}={getattr(CONFIG, n)}" for n in ("layers", "heads", "width", "context"))],
+    ):  # fmt: skip
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        assert not stopped.value.code
+    assert "seed_mixed departs from standard practice in 5 ways" in capsys.readouterr().err
+    for words, message in {
+        ("export", run.path, "--what", "weights"): "needs a file to write",
+        ("export", run.path, "--what", "weights", "-o", tmp_path / "w.pt"): "NAME.safetensors",
+        (
+            "train",
+            "--init",
+            path,
+            "--text",
+            "reverse",
+            "--set",
+            "context=16",
+        ): "set width=8, heads=2",
+    }.items():
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err

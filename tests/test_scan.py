@@ -147,9 +147,9 @@ def call(capsys, monkeypatch):
 def test_command_line_marks_the_runs_own_scale_and_says_what_is_wrong_with_it(runs, call):
     code, out, err = call("scan", runs / "seed_mixed", "--step", 5)
     assert (code, err) == (0, "")
-    own = next(line for line in out.splitlines() if line.startswith("1 *"))
+    own = next(line for line in out.splitlines() if line.startswith("2^0 *"))
     assert own.split()[-1] != "finite"
-    assert "as good as the best: loss scales from" in out
+    assert "as good as the best: loss scales from 2^" in out
     assert "the run's own, 1 (*), is too small" in out
 
 

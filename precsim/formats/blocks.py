@@ -245,12 +245,13 @@ def _round(
         rounded = quotient if doubt is None else xp.empty_like(quotient)
         round_into(quotient, rounded, grid, rounding, Overflow.SATURATE, drawn)
         if doubt is not None:
-            suspect = _near_midpoints(quotient, rounded, grid, doubt)
-            _divide_again(part, divisors[rows, across], rounded, suspect, grid, rounding)
+            places = _near_midpoints(quotient.reshape(-1), rounded.reshape(-1), grid, doubt)
+            if places.size:
+                _divide_again(part, divisors[rows, across], rounded, places, grid, rounding)
         if grid is not fmt.element:
             zero: Any = 0.0
             if scales.zero_points is not None:
-                zero = scales.zero_points[rows, None, across, None]
+                zero = scales.zero_points[rows, None, across, None].astype(work, copy=False)
             xp.clip(rounded, fmt.min - zero, fmt.max - zero, out=rounded)
         if multiply:
             same = divisors is total and last is None
@@ -288,7 +289,7 @@ def _carrier(
 
 
 def _near_midpoints(quotient: Array, rounded: Array, grid: Format, doubt: int) -> Array:
-    """Return where float32 quotients lie too near a midpoint between elements to be sure of.
+    """Return the indices of float32 quotients too near a midpoint between elements to be sure of.
 
     A quotient by a scale that float32 holds is, rounded, on the same side of every float32 number
     as before, or it is that number; a scale that had to be rounded moves it by two units at most.
@@ -296,26 +297,30 @@ def _near_midpoints(quotient: Array, rounded: Array, grid: Format, doubt: int) -
     """
     xp = array_module(quotient)
     if grid.is_integer:
-        return xp.abs(quotient - rounded) == grid.quantum / 2  # type: ignore[no-any-return]
+        return xp.flatnonzero(xp.abs(quotient - rounded) == grid.quantum / 2)  # type: ignore[no-any-return]
     below = np.uint32((1 << 22 - grid.man_bits) - 1)
-    low = (quotient.view(np.uint32) + np.uint32(doubt)) & below
-    near = low <= 2 * doubt
-    if near.any():  # elements look the same from here, but they are where they belong
-        away = xp.abs(quotient - rounded) * 2.0 ** (grid.man_bits + 4)
-        near &= away > xp.abs(quotient)
-    return near
+    near = (quotient.view(np.uint32) + np.uint32(doubt)) & below <= 2 * doubt
+    places = xp.flatnonzero(near)
+    if places.size > quotient.size // 16:  # cheaper for all than for so many
+        return xp.flatnonzero(near & _astray(quotient, rounded, grid))  # type: ignore[no-any-return]
+    return places[_astray(quotient[places], rounded[places], grid)]  # type: ignore[no-any-return]
+
+
+def _astray(quotient: Array, rounded: Array, grid: Format) -> Array:
+    """Return where quotients are not close to what they were rounded to: elements end in zeros too."""
+    xp = array_module(quotient)
+    return xp.abs(quotient - rounded) * 2.0 ** (grid.man_bits + 4) > xp.abs(quotient)  # type: ignore[no-any-return]
 
 
 def _divide_again(
-    part: Array, divisors: Array, rounded: Array, where: Array, grid: Format, rounding: Mode
+    part: Array, divisors: Array, rounded: Array, places: Array, grid: Format, rounding: Mode
 ) -> None:
     """Round again, from float64, the elements that a float32 quotient does not decide."""
-    if where.any():
-        xp = array_module(part)
-        row, _, across, _ = places = xp.nonzero(where)
-        again = part[places].astype(np.float64) / divisors[row, across]
-        round_into(again, again, grid, rounding, Overflow.SATURATE)
-        rounded[places] = again
+    xp = array_module(part)
+    row, _, across, _ = xp.unravel_index(places, part.shape)
+    again = part.reshape(-1)[places].astype(np.float64) / divisors[row, across]
+    round_into(again, again, grid, rounding, Overflow.SATURATE)
+    rounded.reshape(-1)[places] = again
 
 
 def _keep_inexact(part: Array, quotient: Array, rounding: Mode, quantum: float) -> None:

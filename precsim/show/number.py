@@ -63,6 +63,11 @@ def _facts(found: Explanation) -> Iterable[tuple[str, Text | str]]:
     if formula := _formula(found):
         yield "", formula
     yield "code", _hex(found)
+    if found.window is not None:
+        low, high = found.window
+        steps = 2**found.format.man_bits
+        yield "window", f"{low:g} to {high:g}, step {found.offset} of {steps}"
+    yield "hex", found.hexadecimal
     if found.exact is None:
         return
     yield "input", f"{_short(found.decimal)}, exactly"

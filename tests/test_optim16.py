@@ -65,6 +65,28 @@ def test_kahan_compensation_is_pytorchs_fp16_to_the_bit(lr):
     np.testing.assert_array_equal(here("fp16", lr, "fast"), in_torch(torch, torch.float16, lr))
 
 
+@pytest.mark.parametrize(
+    ("fmt", "dtype", "apart"), [("bf16", "bfloat16", 0.04), ("fp16", "float16", 1e-2)]
+)
+def test_adamw_in_16_bits_takes_pytorchs_way_but_for_a_rounding_here_and_there(fmt, dtype, apart):
+    """PyTorch rounds after each of its ops, and these are fewer: `lerp_` is one, here it is three."""
+    torch = pytest.importorskip("torch")
+    start = torch.tensor(draws(0)).to(getattr(torch, dtype))
+    there = start.clone().requires_grad_()
+    reference = torch.optim.AdamW([there], lr=0.01, eps=1e-4, weight_decay=0.0, foreach=False)
+    with ps.using(ps.Policy.uniform(fmt, arithmetic="fast")):
+        weights = {"w": in_format(draws(0), fmt)}
+        optimizer = optim.AdamW(weights, 0.01, eps=1e-4)
+        for step in range(1, 11):
+            optimizer.step({"w": in_format(0.1 * draws(step), fmt)})
+            there.grad = torch.tensor(0.1 * draws(step)).to(start.dtype)
+            reference.step()
+    expected, first = there.detach().double().numpy(), start.double().numpy()
+    assert np.mean(weights["w"].numpy() == expected) > 0.75
+    difference = np.linalg.norm(weights["w"].numpy() - expected)
+    assert difference < apart * np.linalg.norm(expected - first)
+
+
 def test_kahan_compensation_by_hand():
     """1 + 2^-10 is 1 in bf16; after eight of them the ninth bit is there, as it should be."""
     with ps.using(ps.Policy(weights="bf16")):

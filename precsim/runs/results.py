@@ -115,7 +115,7 @@ class Run:
 
     @property
     def steps(self) -> dict[str, np.ndarray]:
-        """The records as columns: ``run.steps["loss"]`` (None becomes NaN)."""
+        """The records' numbers as columns: ``run.steps["loss"]`` (None becomes NaN)."""
         names = [name for name in StepRecord.__dataclass_fields__ if name != "change"]
         return {
             name: np.array([getattr(r, name) for r in self.records], dtype=float)

@@ -2,12 +2,14 @@
 
 import math
 import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import precsim as ps
 from precsim import testing
 from precsim.formats.format import Format, Specials
 from precsim.formats.registry import ALIASES, FORMATS, element_of, format
@@ -188,3 +190,23 @@ def test_a_wrong_name_says_what_would_be_right(spec, message):
 def test_fields_that_contradict_each_other_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Format("mine", **fields)
+
+
+@pytest.mark.parametrize(("int_bits", "frac_bits"), [(2, 6), (8, 8), (4, 0), (1, 7), (2, 22)])
+def test_fixed_point_is_a_multiple_of_its_step_rounded_half_to_even(int_bits, frac_bits):
+    step, top = Fraction(1, 2**frac_bits), 2 ** (int_bits + frac_bits - 1) - 1
+    quarters = [Fraction(k, 4) for k in (*range(-40, 41), 4 * top - 2, 4 * top, 4 * top + 9)]
+    expected = [float(step * max(-top, min(top, round(k)))) for k in quarters]
+    x = [float(k * step) for k in quarters]
+    np.testing.assert_array_equal(ps.quantize(x, f"q{int_bits}.{frac_bits}"), expected)
+
+
+def test_fixed_point_in_a_policy_rounds_by_chance_to_one_of_two_neighbours():
+    assert str(ps.Policy.parse("weights=q2.6:stochastic").weights) == "q2.6:stochastic"
+    np.testing.assert_allclose(ps.prob_up(0.25 / 64, "q2.6"), 0.25, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("spec", ["q0.8", "q1.0", "q2.23", "q8.8.1"])
+def test_fixed_point_that_cannot_be_is_refused(spec):
+    with pytest.raises(ValueError, match=r"fixed point needs|unknown format"):
+        ps.quantize([1.0], spec)

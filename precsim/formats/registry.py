@@ -82,6 +82,7 @@ ALIASES: MappingProxyType[str, str] = MappingProxyType(
 
 _BOUND = re.compile(r"(amax_min|scale_min)=(\d+\.?\d*(?:e[+-]?\d+)?)")
 _SPELLED = re.compile(r"e(\d+)m(\d+)")
+_FIXED = re.compile(r"q(\d+)\.(\d+)")
 
 
 @lru_cache(maxsize=1024)
@@ -90,7 +91,9 @@ def format(spec: str | AnyFormat) -> AnyFormat:
 
     Accepted: a name in `FORMATS` or `ALIASES`; any "e<exp>m<man>" spelled out, which has IEEE 754
     specials unless it is a registered name (so "e4m3" is OCP's, max 448); a suffix "_ftz" flushes
-    subnormals.  Words after colons, in any order, give it scales, or change those of a scaled one:
+    subnormals.  "q<int>.<frac>" is fixed point, multiples of 2^-frac in int + frac bits, sign
+    included: "q2.6" holds -127/64 .. 127/64, symmetric as int8 is, and saturates (Gupta et al. 2015,
+    arXiv:1502.02551, <IL, FL>, has one more negative value).  Words after colons, in any order, give it scales, or change those of a scaled one:
 
         tensor, row, column, 1x128, 128x128, 32x1, 1x32@0    which values share a scale (`Block`)
         fp32, e8m0, e4m3, ...; e4m3+fp32                     the scale's format; a tensor scale too
@@ -193,7 +196,17 @@ def _plain(name: str, spec: str) -> AnyFormat:
             msg = f"format {spec!r}: a spelled-out format needs at least 2 exponent bits"
             raise ValueError(msg)
         return Format(name, exp_bits, man_bits)
+    elif match := _FIXED.fullmatch(name):
+        return _fixed_point(name, int(match[1]), int(match[2]))
     near = difflib.get_close_matches(name, [*FORMATS, *ALIASES], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`precsim formats` lists all."
     msg = f"unknown format {spec!r}: {hint} Any e<exp>m<man> works too, e.g. e6m9."
     raise ValueError(msg)
+
+
+def _fixed_point(name: str, int_bits: int, frac_bits: int) -> Format:
+    """Return the fixed-point format of that many bits before (sign included) and after the point."""
+    if not (int_bits >= 1 and 2 <= int_bits + frac_bits <= 24):
+        msg = f"format {name!r}: fixed point needs its sign bit, and 2 to 24 bits in all"
+        raise ValueError(msg)
+    return Format(name, 0, int_bits + frac_bits - 1, Specials.FINITE, bias=2 - int_bits)

@@ -13,7 +13,6 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +21,11 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 import precsim
-from precsim import cli_runs
+from precsim import cli_recipes, cli_runs
 from precsim.cli_runs import consoles, fail, print_line, show_run
 from precsim.formats import literal
 from precsim.formats.modes import SPELLINGS
 from precsim.formats.registry import element_of
-from precsim.recipes import table
 from precsim.runs import config as configs
 from precsim.runs import data
 from precsim.runs.files import DiskFullError, RunError, make_folder
@@ -36,7 +34,6 @@ from precsim.runs.manifest import fingerprint
 from precsim.runs.results import Run
 from precsim.runs.train import Listener
 from precsim.show import number, terminal
-from precsim.show import recipes as shown_recipes
 from precsim.show.progress import Bars
 
 FORMATS_SHOWN = ("fp32", "fp16", "bf16", "e5m2", "e4m3")
@@ -268,35 +265,6 @@ def num(
 
 
 @app.command()
-def recipes(
-    question: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[diff A B]", help="What two recipes do differently."),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Show the recipes: what is in which format, and how the loss is scaled."""
-    out, _ = consoles()
-    with reading_input():
-        match question or []:
-            case []:
-                rows = table.rows(precsim.RECIPES.values())
-                facts: Any = {row.name: table.facts(row) for row in rows}
-                shown: Any = shown_recipes.rows_table(rows, out.width)
-            case ["diff", a, b]:
-                found = table.diff(a, b)
-                facts = [asdict(one) for one in found]
-                shown = shown_recipes.differences(a, b, found, out.width)
-            case words:
-                msg = f"expected nothing, or: diff A B, two recipes; got {' '.join(words)}"
-                raise ValueError(msg)
-    if as_json:
-        print_line(dump(facts))
-    else:
-        out.print(shown)
-
-
-@app.command()
 def info(as_json: Json = False) -> None:
     """Show versions, backends and threads, for a bug report."""
     facts = _facts()
@@ -308,6 +276,7 @@ def info(as_json: Json = False) -> None:
 
 
 cli_runs.register(app)
+cli_recipes.register(app)
 
 QUICK = ("formats", "num", "recipes", "info", "demo", "train")
 """Verbs for which the rest of the package, behind the other verbs, need not be loaded."""

@@ -81,6 +81,16 @@ def _accumulate(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else OPS["accumulate"].call(total, part)
 
 
+def tensors(root: Tensor) -> list[Tensor]:
+    """Return `root` and all that it was made from, inputs before outputs, each once.
+
+    Of what requires no gradient only the direct operands of what does are on the tape.
+    """
+    made = _topological_order(root)
+    found = {id(t): t for made_tensor in made if (node := made_tensor.node) for t in node.inputs}
+    return list((found | {id(t): t for t in made}).values())
+
+
 def _topological_order(root: Tensor) -> list[Tensor]:
     """Return the tensors that `root` depends on, inputs before outputs (no recursion: deep tapes)."""
     order: list[Tensor] = []

@@ -81,8 +81,13 @@ def code_in_blocks(m: Arithmetic, x: Array, signed: bool) -> Array:
 class AdamW8bit(AdamW):
     """AdamW that stores m in the signed code and v in the unsigned one; see the module."""
 
+    @staticmethod
+    def in_code(slot: str, state: Tensor) -> bool:
+        """Return whether a state tensor is stored in the code: m or v, and not too small."""
+        return slot in ("m", "v") and state.size >= FEWEST
+
     def _remember(self, slot: str, name: str, old: Tensor, new: Tensor) -> Tensor:
-        if new.size < FEWEST:
+        if not self.in_code(slot, new):
             return super()._remember(slot, name, old, new)
         state = ops.add(old, new)
         with using(role="optimizer_state"):

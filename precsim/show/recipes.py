@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from precsim.analyse.memory import Memory
 from precsim.engine.precision import Precision
 from precsim.recipes import RECIPES
 from precsim.recipes.table import Difference, Row
+from precsim.runs.summary import Summary
+from precsim.show.style import share
 from precsim.show.terminal import Cells, Column, ink, table
 
 ROW_COLUMNS = (
@@ -65,3 +69,55 @@ def differences(a: str, b: str, found: Iterable[Difference], width: int) -> Rend
     if not cells:
         return Group(*said, Text("They do the same."))
     return Group(*said, Text(""), table(columns, cells, width))
+
+
+MEASURED_COLUMNS = (
+    Column("recipe", justify="left"),
+    Column("valid.\nloss"),
+    Column("gradients\nflushed"),
+    Column("updates\nlost"),
+    Column("steps\nskipped", 1),
+    Column("weights", 4),
+    Column("copies", 5),
+    Column("gradients", 4),
+    Column("state", 4),
+    Column("bytes a\nparameter", 1),
+    Column("activations\n(KiB)", 2),
+    Column("of these", 6, "left"),
+)
+
+
+def measured_table(rows: Mapping[str, tuple[str, Summary, Memory]], width: int) -> RenderableType:
+    """Return the table of what each recipe came to and takes: name -> (format, summary, memory)."""
+    cells: list[Cells] = []
+    for name, (fmt, run, taken) in rows.items():
+        kinds = (taken.weights, taken.copies, taken.gradients, taken.state)
+        cells.append(
+            [
+                Text(name, style=ink(fmt)),
+                f"{run.valid_loss:.3f}",
+                share(run.flushed),
+                share(run.lost_updates),
+                str(run.skipped),
+                *(f"{kind.total() / taken.parameters:.2f}" for kind in kinds),
+                f"{taken.per_parameter:.2f}",
+                f"{taken.activations.total() / 1024:.0f}",
+                _shares(taken.activations),
+            ]
+        )
+    key = (
+        "Losses of the same training on the same text; flushed: of the backward results that were "
+        "not zero; lost: of the weight updates that were not zero.  Memory is a model, not a "
+        "measurement: bytes a parameter of the weights that are updated, of their copies in other "
+        "formats, of gradients and of optimizer state, were each stored in its format; activations "
+        "are those that the backward pass reads again."
+    )
+    return Group(table(MEASURED_COLUMNS, cells, width), Text(), Text(key, style="dim"))
+
+
+def _shares(by_format: Counter[str]) -> str:
+    """Return "fp16 55%, fp32 45%"; one format alone is only named."""
+    parts = by_format.most_common()
+    if len(parts) == 1:
+        return parts[0][0]
+    return ", ".join(f"{name} {share(count / by_format.total())}" for name, count in parts)

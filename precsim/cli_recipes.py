@@ -1,0 +1,115 @@
+"""Recipes on the command line: the table, what two of them do differently, and what each comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from precsim.cli_runs import consoles, fail, print_line
+from precsim.recipes import RECIPES, recipe, table
+from precsim.runs import data
+from precsim.runs.lines import dump, plain
+from precsim.show import recipes as shown
+from precsim.show.progress import Bars
+from precsim.show.terminal import ink
+
+STEPS = 200
+"""Steps that a recipe is trained for, if nobody says otherwise."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command()(recipes)
+
+
+def recipes(
+    question: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[diff A B | NAME...]", help="Two recipes, or those to measure."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Train each on the same text; minutes for all.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Training steps of --measure.")] = STEPS,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="FILE", help="Measure on this file.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights, batches and rounding.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """Show the recipes: what is in which format, how the loss is scaled, what each comes to.
+
+    --measure trains each of them, or those that are named, as the demo does, and counts the bytes
+    that it would take on hardware that has its formats.
+    """
+    out, _ = consoles()
+    if measure:
+        _measure(question or list(RECIPES), steps, text, seed, as_json=as_json)
+        return
+    try:
+        match question or []:
+            case []:
+                rows = table.rows(RECIPES.values())
+                facts: Any = {row.name: table.facts(row) for row in rows}
+                drawn: Any = shown.rows_table(rows, out.width)
+            case ["diff", a, b]:
+                found = table.diff(a, b)
+                facts = [asdict(one) for one in found]
+                drawn = shown.differences(a, b, found, out.width)
+            case words:
+                msg = (
+                    f"expected nothing, or: diff A B, two recipes; got {' '.join(words)} "
+                    "(with --measure, names of recipes)"
+                )
+                raise ValueError(msg)
+    except ValueError as error:
+        fail(str(error), 2)
+    if as_json:
+        print_line(dump(facts))
+    else:
+        out.print(drawn)
+
+
+def _measure(
+    names: Sequence[str], steps: int, text: str | None, seed: int, *, as_json: bool
+) -> None:
+    """Train the recipes side by side, and print what each came to and what it takes."""
+    from precsim import demo
+    from precsim.analyse.memory import memory
+
+    try:
+        chosen = {name: recipe(name) for name in names}
+    except ValueError as error:
+        fail(str(error), 2)
+    config = demo.configure(steps, text, seed)
+    corpus = data.load(config.data)
+    demo.check(config, corpus)
+    out, err = consoles()
+    if not as_json:
+        for line in demo.describe(config, corpus):
+            err.print(line)
+    titles = {name: (name, ink(one.format)) for name, one in chosen.items()}
+    try:
+        with Bars(err, titles, config.steps, quiet=as_json) as bars:
+            outcomes = demo.run_all(
+                config, corpus, lambda p: bars(p.recipe, p.done, p.loss), recipes=tuple(chosen)
+            )
+    except demo.DemoError as error:
+        fail(str(error), 3)
+    taken = {n: memory(config.change(**one.settings()), corpus) for n, one in chosen.items()}
+    if as_json:
+        facts = {
+            name: {
+                "summary": outcome.summary.to_dict(),
+                "memory": taken[name].to_dict(),
+                "seconds": outcome.seconds,
+            }
+            for name, outcome in outcomes.items()
+        }
+        print_line(dump(plain(facts)))
+        return
+    rows = {n: (chosen[n].format, o.summary, taken[n]) for n, o in outcomes.items()}
+    out.print(shown.measured_table(rows, out.width))

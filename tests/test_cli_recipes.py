@@ -1,0 +1,50 @@
+"""`precsim recipes --measure`: what training under each recipe came to, and its bytes."""
+
+import json
+
+import pytest
+
+from precsim.cli import main
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*words):
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return call
+
+
+def test_measured_numbers_for_a_program(run):
+    words = ("recipes", "fp32", "half", "--measure", "--steps", "2", "--json")
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert list(found) == ["fp32", "half"]
+    assert found["fp32"]["summary"]["steps"] == 2
+    assert found["fp32"]["summary"]["flushed"] < found["half"]["summary"]["flushed"]
+    assert found["half"]["memory"]["total"] < found["fp32"]["memory"]["total"]
+
+
+def test_measured_table(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    code, out, err = run("recipes", "torch_amp_bf16", "--measure", "--steps", "1")
+    assert code == 0
+    assert "micro_batches = 4096" in err
+    (line,) = (line for line in out.splitlines() if line.startswith("torch_amp_bf16"))
+    assert "bf16" in line.split("  ")[-1]
+    assert "Memory is a model" in " ".join(out.split())
+
+
+def test_wrong_names_and_words_are_told(run):
+    code, _, err = run("recipes", "hlf", "--measure")
+    assert (code, "did you mean half" in err) == (2, True)
+    code, _, err = run("recipes", "half")
+    assert (code, "--measure" in err) == (2, True)
+    code, _, err = run("recipes", "--measure", "--steps", "0")
+    assert (code, "at least 1" in err) == (2, True)
+    code, _, err = run("recipes", "--measure", "--text", "no/such/file")
+    assert (code, "no/such/file" in err) == (2, True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from precsim.analyse.memory import Memory
 from precsim.engine.precision import Precision
 from precsim.recipes import RECIPES
 from precsim.recipes.table import Difference, Row
 from precsim.runs.summary import Summary
 from precsim.show.style import share
 from precsim.show.terminal import Cells, Column, ink, table
+
+if TYPE_CHECKING:
+    from precsim.analyse.memory import Memory
 
 ROW_COLUMNS = (
     Column("recipe", justify="left"),

@@ -45,7 +45,9 @@ def values_and_gradients(function, arrays, policy):
     ],
     ids=itertools.count(),
 )
-def test_both_granularities_are_one_function_in_float64(function, arrays):
+@pytest.mark.parametrize("block", [1, 80, kernels.BLOCK_BYTES])
+def test_both_granularities_are_one_function_in_float64(function, arrays, block, monkeypatch):
+    monkeypatch.setattr(kernels, "BLOCK_BYTES", block)  # a row, a few, all of them at a time
     fused = values_and_gradients(function, arrays, EXACT)
     steps = values_and_gradients(function, arrays, SPELLED_OUT)
     for got, want in zip(steps, fused, strict=True):
@@ -82,6 +84,9 @@ def test_rows_without_an_answer_are_nan(granularity):
             y = softmax(ps.tensor([[1.0, odd], [0.0, 0.0]])).numpy()
             assert np.isnan(y[0]).all()
             np.testing.assert_array_equal(y[1], [0.5, 0.5])
+            two = [[odd, 1.0], [1.0, odd]]  # shown in the first row, hidden in the second
+            y = softmax(ps.tensor(two), keep=np.array([True, False])).numpy()
+            np.testing.assert_array_equal(y, [[np.nan, np.nan], [1, 0]])
         nobody = cross_entropy(ps.tensor(normal(2, 3)), np.array([-1, -1]))
         assert np.isnan(nobody.item())
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from precsim.engine.policy import PHASES, Policy
+from precsim.engine.pool import Pool
 
 Observer = Callable[[Any], None]
 """Called with an `Event` after every rounded op; must not write to the arrays it is shown."""
@@ -26,7 +27,8 @@ class Context:
     `role` is the role of the tensors being made (a field of `Policy`), `scope` the dotted path of
     the module ("blocks.0.attn.qkv"), `seed` and `step` the key of all randomness together with the
     op's path and `calls`, which counts how often each path has run within the step.  `backend`
-    ("numpy" or "cupy") is where numbers and NumPy arrays become tensors.
+    ("numpy" or "cupy") is where numbers and NumPy arrays become tensors, `pool` the memory that
+    large arrays are made in.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -38,6 +40,7 @@ class Context:
     backend: str = "numpy"
     taping: bool = True
     calls: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
+    pool: Pool = field(default_factory=Pool, compare=False, repr=False)
 
     @property
     def phase(self) -> str:

@@ -172,7 +172,7 @@ def _compute(
     """Run the forward in the carrier."""
     xp = array_module(inputs[0].data)
     draw = site.draw if site else None
-    arithmetic = Arithmetic(xp, context.policy.carrier, accumulator, draw)
+    arithmetic = Arithmetic(xp, context.policy.carrier, accumulator, draw, context.pool)
     with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
         return op.forward(arithmetic, *(t.data for t in inputs), **params)  # type: ignore[no-any-return]
 
@@ -182,7 +182,9 @@ def _round(op: Primitive, exact: Array, decision: Decision, site: Site) -> Array
     xp = array_module(exact)
     exact = xp.asarray(exact, order="C")
     keep = op.kind == "cast" or bool(site.context.observers)
-    rounded = xp.empty_like(exact) if keep else exact
+    rounded = exact
+    if keep:
+        rounded = Arithmetic(xp, exact.dtype, pool=site.context.pool).empty(exact.shape)
     fmt, precision = decision.format, decision.output
     random = site.draw(exact.shape, 0, "") if stochastic(precision.rounding) else None
     if isinstance(fmt, Scaled):

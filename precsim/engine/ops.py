@@ -61,9 +61,10 @@ def slice_(m: Arithmetic, x: Array, index: Any) -> Array:
 @primitive("movement", vjps=(lambda g, out, x, index, shape: slice_(g, index=index),))
 def unslice(m: Arithmetic, x: Array, index: Any, shape: tuple[int, ...]) -> Array:
     """Put the values at ``index`` of zeros of `shape`."""
-    whole = m.xp.zeros(shape, x.dtype)
+    whole = m.empty(shape)
+    whole[...] = 0
     whole[index] = x
-    return whole  # type: ignore[no-any-return]
+    return whole
 
 
 @primitive("movement", vjps=(lambda g, out, x, ids: scatter_add(g, ids=ids, rows=x.shape[0]),))
@@ -96,73 +97,73 @@ def cast(m: Arithmetic, x: Array, to: Any = None, like: Any = None) -> Array:
 @primitive(vjps=(lambda g, out, a, b: g, lambda g, out, a, b: g))
 def add(m: Arithmetic, a: Array, b: Array) -> Array:
     """Return a + b."""
-    return a + b
+    return m.xp.add(a, b, out=m.like(a, b))  # type: ignore[no-any-return]
 
 
 @primitive()
 def accumulate(m: Arithmetic, a: Array, b: Array) -> Array:
     """Add two gradients of one value that was used twice (an `add` with a name of its own)."""
-    return a + b
+    return m.xp.add(a, b, out=m.like(a, b))  # type: ignore[no-any-return]
 
 
 @primitive(vjps=(lambda g, out, a, b: g, lambda g, out, a, b: neg(g)))
 def sub(m: Arithmetic, a: Array, b: Array) -> Array:
     """Return a - b."""
-    return a - b
+    return m.xp.subtract(a, b, out=m.like(a, b))  # type: ignore[no-any-return]
 
 
 @primitive(vjps=(lambda g, out, a, b: mul(g, b), lambda g, out, a, b: mul(g, a)))
 def mul(m: Arithmetic, a: Array, b: Array) -> Array:
     """Return a * b."""
-    return a * b
+    return m.xp.multiply(a, b, out=m.like(a, b))  # type: ignore[no-any-return]
 
 
 @primitive(vjps=(lambda g, out, a, b: div(g, b), lambda g, out, a, b: neg(div(mul(g, out), b))))
 def div(m: Arithmetic, a: Array, b: Array) -> Array:
     """Return a / b; x/0 is an infinity and 0/0 NaN, as in IEEE 754."""
-    return a / b
+    return m.xp.divide(a, b, out=m.like(a, b))  # type: ignore[no-any-return]
 
 
 @primitive(vjps=(lambda g, out, x: neg(g),))
 def neg(m: Arithmetic, x: Array) -> Array:
     """Return -x (exact in every format with a sign)."""
-    return -x
+    return m.xp.negative(x, out=m.like(x))  # type: ignore[no-any-return]
 
 
 @primitive(vjps=(lambda g, out, x: mul(g, out),))
 def exp(m: Arithmetic, x: Array) -> Array:
     """Return e^x; overflows in fp16 from x = 11.09."""
-    return m.xp.exp(x)  # type: ignore[no-any-return]
+    return m.xp.exp(x, out=m.like(x))  # type: ignore[no-any-return]
 
 
 @primitive(vjps=(lambda g, out, x: div(g, x),))
 def log(m: Arithmetic, x: Array) -> Array:
     """Return the natural logarithm; log(0) = -inf, NaN below."""
-    return m.xp.log(x)  # type: ignore[no-any-return]
+    return m.xp.log(x, out=m.like(x))  # type: ignore[no-any-return]
 
 
 @primitive(vjps=(lambda g, out, x: div(mul(g, 0.5), out),))
 def sqrt(m: Arithmetic, x: Array) -> Array:
     """Return the square root; NaN for negative x."""
-    return m.xp.sqrt(x)  # type: ignore[no-any-return]
+    return m.xp.sqrt(x, out=m.like(x))  # type: ignore[no-any-return]
 
 
 @primitive(vjps=(lambda g, out, x: mul(g, mul(x, 2.0)),))
 def square(m: Arithmetic, x: Array) -> Array:
     """Return x * x."""
-    return x * x
+    return m.xp.multiply(x, x, out=m.like(x))  # type: ignore[no-any-return]
 
 
 @primitive(vjps=(lambda g, out, x: mul(g, sub(1.0, square(out))),))
 def tanh(m: Arithmetic, x: Array) -> Array:
     """Return the hyperbolic tangent."""
-    return m.xp.tanh(x)  # type: ignore[no-any-return]
+    return m.xp.tanh(x, out=m.like(x))  # type: ignore[no-any-return]
 
 
 @primitive(vjps=(lambda g, out, x: mul(g, heaviside(x)),))
 def relu(m: Arithmetic, x: Array) -> Array:
     """Return max(x, 0); NaN stays NaN."""
-    return m.xp.maximum(x, 0)  # type: ignore[no-any-return]
+    return m.xp.maximum(x, 0, out=m.like(x))  # type: ignore[no-any-return]
 
 
 @primitive()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from precsim.engine.context import Observer, using
+from precsim.engine.pool import Pool
 from precsim.nn.scaling import LossScaleError
 from precsim.observe.counters import OpCounts, total
 from precsim.observe.trace import Level, StepTrace, Tracer
@@ -37,10 +38,12 @@ Listener = Callable[[StepRecord, list[OpCounts]], None]
 
 @contextmanager
 def surroundings(config: TrainConfig, observers: tuple[Observer, ...] = ()) -> Iterator[None]:
-    """Set the whole context that a run's bits depend on, wherever it is called from."""
+    """Set the whole context that a run's bits depend on, wherever it is called from, and a pool of
+    memory that goes with it.
+    """
     with using(
         config.policy, observers=observers, seed=config.seed, step=0,
-        role="activations", scope="", taping=True,
+        role="activations", scope="", taping=True, pool=Pool(),
     ):  # fmt: skip
         yield
 

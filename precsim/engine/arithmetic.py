@@ -9,9 +9,8 @@ contraction, whole arrays at a time: products in the carrier, one rounding per a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +24,7 @@ from precsim.formats.quantize import quantize
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(NamedTuple):
     """What an op's forward computes with: array module, carrier dtype, accumulator and memory.
 
     `draw(shape, start)` gives the random words for accumulators that round stochastically.
@@ -46,9 +44,11 @@ class Arithmetic:
 
     def like(self, x: Array, *others: Array) -> Array:
         """Return a new array of the shape to which the operands broadcast."""
-        if any(other.shape != x.shape for other in others):
-            return self.empty(np.broadcast_shapes(x.shape, *(other.shape for other in others)))
-        return self.empty(x.shape)
+        shape = x.shape
+        for other in others:
+            if other.shape != shape:
+                shape = np.broadcast_shapes(shape, other.shape)
+        return self.empty(shape)
 
     def matmul(self, a: Array, b: Array) -> Array:
         """Multiply (..., M, K) by (K, N) or (..., K, N)."""

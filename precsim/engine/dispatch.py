@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,8 +100,7 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     return _wrap(op, inputs, params, context, rounded, decision.format)
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
+class Site(NamedTuple):
     """One run of an op at its place in the program: what keys its random words."""
 
     context: Context
@@ -125,11 +124,12 @@ def _visit(op: Primitive, inputs: tuple[Tensor, ...], context: Context) -> Site:
 
 def _in_carrier(op: Primitive, operands: tuple[Any, ...], context: Context) -> tuple[Tensor, ...]:
     """Return the operands as tensors of the policy's carrier; those of another are carried over."""
-    inputs = tuple(as_tensor(x) for x in operands)
-    if op.name == "carry":
-        return inputs
+    inputs = tuple([as_tensor(x) for x in operands])
     carrier = context.policy.carrier
-    return tuple(x if x.data.dtype == carrier else _carried(x, carrier) for x in inputs)
+    for x in inputs:
+        if x.data.dtype != carrier and op.name != "carry":
+            return tuple(x if x.data.dtype == carrier else _carried(x, carrier) for x in inputs)
+    return inputs
 
 
 def _carried(x: Tensor, carrier: np.dtype[Any]) -> Tensor:
@@ -143,13 +143,13 @@ def _decide(
     op: Primitive, inputs: tuple[Tensor, ...], params: dict[str, Any], context: Context
 ) -> Decision:
     """Ask the policy; a cast brings its own target, a gradient's cast the format to go back to."""
-    formats = tuple(t.format for t in inputs)
+    formats = tuple([t.format for t in inputs])
     if op.kind == "cast":
         target = params.get("to")
         if target is not None:
             return Decision((None,), target, context.policy.resolve(target, formats), None)
         formats = (params["like"],)
-    gradients = tuple(t.is_gradient for t in inputs)
+    gradients = tuple([t.is_gradient for t in inputs])
     return context.policy.decide(op.name, op.kind, context.role, context.scope, formats, gradients)
 
 
@@ -170,11 +170,14 @@ def _compute(
     site: Site | None = None,
 ) -> Array:
     """Run the forward in the carrier."""
-    xp = array_module(inputs[0].data)
+    xp = site.xp if site else array_module(inputs[0].data)
     draw = site.draw if site else None
     arithmetic = Arithmetic(xp, context.policy.carrier, accumulator, draw, context.pool)
+    arrays = [t.data for t in inputs]
+    if op.kind == "movement":
+        return op.forward(arithmetic, *arrays, **params)  # type: ignore[no-any-return]
     with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
-        return op.forward(arithmetic, *(t.data for t in inputs), **params)  # type: ignore[no-any-return]
+        return op.forward(arithmetic, *arrays, **params)  # type: ignore[no-any-return]
 
 
 def _round(op: Primitive, exact: Array, decision: Decision, site: Site) -> Array:

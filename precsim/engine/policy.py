@@ -215,7 +215,7 @@ class Policy:
 
         Raises `ValueError` where "widest" has no answer (e4m3 and e5m2: neither holds the other).
         """
-        key = (op, role, scope, are_gradients, *(f and f.name for f in formats))
+        key = (op, role, scope, are_gradients, *[f and f.name for f in formats])
         decided: dict[object, Decision] = self._decided  # type: ignore[attr-defined]
         if key not in decided:
             decided[key] = self._decide(op, kind, role, scope, formats, are_gradients)

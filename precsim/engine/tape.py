@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from precsim.engine.context import using
 from precsim.formats.format import Format
@@ -41,8 +41,7 @@ OPS: dict[str, Primitive] = {}
 """Every op by name; filled by `precsim.engine.ops`, printed by `precsim info`, tested by loop."""
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """How a tensor was made."""
 
     op: Primitive

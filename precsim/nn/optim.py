@@ -11,8 +11,6 @@ Coefficients are exact numbers, as PyTorch keeps them in doubles.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import cos, isfinite, pi, sqrt
 
 import numpy as np
@@ -170,11 +168,9 @@ def _zeros(weight: Tensor) -> Tensor:
     return Tensor(array_module(weight.data).zeros_like(weight.data), weight.format)
 
 
-@contextmanager
-def update_of(name: str) -> Iterator[None]:
+def update_of(name: str) -> using:
     """Run a block as the update of one parameter: its scope, no tape."""
-    with using(role="update", scope=name, taping=False):
-        yield
+    return using(role="update", scope=name, taping=False)
 
 
 def multiply(gradients: Tensors, factor: float) -> Tensors:

@@ -17,7 +17,7 @@ FILES = {
 PARTS = (
     "formats", "testing", "proofs", "backend", "engine", "nn", "observe",
     "recipes", "runs", "analyse", "show", "lesson", "demo",
-    "cli_verify", "cli_runs", "cli_analyse", "cli_scan", "cli_recipes", "cli", "__main__",
+    "cli_verify", "cli_runs", "cli_analyse", "cli_scan", "cli_scale", "cli_recipes", "cli", "__main__",
 )  # fmt: skip
 
 ENGINE = ("policy", "context", "tape", "tensor", "dispatch", "ops")

@@ -34,6 +34,7 @@ from precsim.recipes import RECIPES, Recipe, recipe
 from precsim.runs.config import TrainConfig
 from precsim.runs.run import open_run as open
 from precsim.runs.train import Run, resume, train
+from precsim.show.observed import observe  # over the package of that name, whose parts stay there
 
 __all__ = [
     "FORMATS",
@@ -70,6 +71,7 @@ __all__ = [
     "explain",
     "format",
     "functional",
+    "observe",
     "open",
     "ops",
     "optim",

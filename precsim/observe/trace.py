@@ -170,13 +170,14 @@ def _fits_float32(fmt: AnyFormat) -> bool:
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _FUNNEL = tuple(
-    str(_PACKAGE / "precsim" / "engine" / f"{name}.py")
-    for name in ("dispatch", "tape", "tensor", "context")
-)
+    str(_PACKAGE / "precsim" / f"{name}.py")
+    for name in ("engine/dispatch", "engine/tape", "engine/tensor", "engine/context",
+                 "observe/block", "observe/guard")
+)  # fmt: skip
 
 
 def calling_line(frame: FrameType | None) -> str:
-    """Return "file:line" of the first caller that is not part of the funnel.
+    """Return "file:line" of the first caller that is not part of the funnel, or of an observer.
 
     Forward that is a line of the model, backward the rule that says how the gradient is made.
     """

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from precsim.engine.context import Observer, using
+from precsim.engine.context import Observer, current, using
 from precsim.engine.pool import Pool
 from precsim.nn.scaling import LossScaleError
 from precsim.observe.counters import OpCounts, total
+from precsim.observe.guard import guarded
 from precsim.observe.trace import Level, StepTrace, Tracer
 from precsim.runs.checkpoint import restore
 from precsim.runs.config import TrainConfig
@@ -57,13 +58,17 @@ def advance(
     on_step: Listener | None = None,
     observers: tuple[Observer, ...] = (),
 ) -> Run:
-    """Train from where `before` stands to the end, recording into `store` if there is one."""
+    """Train from where `before` stands to the end, recording into `store` if there is one.
+
+    `observers`, and those around the call, see every op; one that fails is left out from then on,
+    with a warning (`precsim.observe.guard`).
+    """
     before = before or Progress()
     recorded = store is not None
     tracer = Tracer(Level.parse(config.observe), hashes=recorded)
-    watching: tuple[Observer, ...] = (
-        (tracer, *observers) if tracer.level.includes("counts") else observers
-    )
+    watching: tuple[Observer, ...] = guarded((*current().observers, *observers))
+    if tracer.level.includes("counts"):
+        watching = (tracer, *watching)
     with surroundings(config, watching), Interruption(active=recorded) as interruption:
         trainer = make_trainer(config, corpus, init=before.checkpoint is None)
         if before.checkpoint is not None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from precsim.engine.context import Observer, using
 from precsim.engine.dispatch import Event
+from precsim.observe.guard import guarded
 from precsim.observe.trace import Level, Tracer, matches
 from precsim.runs.columns import Chunk, OpTable
 from precsim.runs.data import Corpus
@@ -74,7 +75,7 @@ def replay(
         raise RunError(msg)
     trainer = state_before(folder, step, corpus)
     tracer, kept = Tracer(Level.parse(observe)), _Keeper(op)
-    with surroundings(manifest.config, (tracer, kept, *observers)):
+    with surroundings(manifest.config, (tracer, kept, *guarded(observers))):
         with using(step=step):
             result = trainer.step(step)
         trace = tracer.drain()

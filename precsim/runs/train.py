@@ -42,9 +42,10 @@ def train(
     """Run `config` and return what happened.
 
     `corpus` saves loading it again; `on_step` is told about every step; `observe=False` is the
-    config's ``observe="off"``; `observers` see every op besides.  `out` is a directory to record
-    the run in: new or empty, or `force` clears the run that it holds; what is returned reads from
-    there as `precsim.open` does.
+    config's ``observe="off"``.  `observers`, and those around the call, see every op besides; one
+    that raises an exception is left out from there on, with a warning.  `out` is a directory to
+    record the run in: new or empty, or `force` clears the run that it holds; what is returned reads
+    from there as `precsim.open` does.
 
     Raises `ConfigError`, `DataError` or `RunError` where the run cannot start.  A run whose weights
     are no longer finite, or whose loss scaler gives up, stops and says at which step (`died_at`).

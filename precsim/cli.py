@@ -22,7 +22,8 @@ from typer.core import TyperCommand, TyperGroup
 
 import precsim
 from precsim import cli_recipes, cli_runs
-from precsim.cli_runs import consoles, fail, print_line, show_run
+from precsim.backend import BackendError
+from precsim.cli_runs import Device, consoles, fail, print_line, show_run
 from precsim.formats import literal
 from precsim.formats.modes import SPELLINGS
 from precsim.formats.registry import element_of
@@ -67,7 +68,7 @@ class Verbs(TyperGroup):
                 return super().invoke(ctx)
         except DiskFullError as error:
             fail(str(error), 3)
-        except (BadInput, configs.ConfigError, data.DataError, RunError) as error:
+        except (BadInput, BackendError, configs.ConfigError, data.DataError, RunError) as error:
             fail(str(error), 2)
         except MemoryError as error:
             fail(f"not enough memory: {error or 'try a smaller model or batch'}", 2)
@@ -188,6 +189,7 @@ def train(
     force: Annotated[
         bool, typer.Option("--force", help="Write into a DIR that has files.")
     ] = False,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Train one model.  Later sources win: the file, --recipe, --set, then the other options."""
@@ -293,7 +295,7 @@ def _load_other_verbs() -> None:
 
 
 def _facts() -> dict[str, Any]:
-    from precsim.backend import BackendError, get_backend
+    from precsim.backend import get_backend
     from precsim.demo import cores
 
     try:

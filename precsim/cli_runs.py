@@ -17,6 +17,8 @@ from typing import Annotated, Any, NoReturn
 import numpy as np
 import typer
 
+from precsim.backend import get_backend
+from precsim.engine.context import using
 from precsim.engine.policy import Policy
 from precsim.recipes import RECIPES, recipe
 from precsim.runs.check import Report
@@ -37,6 +39,23 @@ from precsim.show.terminal import Column
 WORST = 12
 """Ops that `precsim replay` shows, if --op does not say which."""
 
+DEVICES = {"cpu": "numpy", "gpu": "cupy"}
+
+
+def _compute_on(ctx: typer.Context, device: str) -> str:
+    """Let the verb that is about to run compute there, until it ends."""
+    if device not in DEVICES:
+        msg = f"{device!r} is none: expected cpu, or gpu for CuPy on an NVIDIA device"
+        raise typer.BadParameter(msg)
+    get_backend(DEVICES[device])  # a device that is missing is missed now, not at the first op
+    ctx.with_resource(using(backend=DEVICES[device]))
+    return device
+
+
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="cpu|gpu", callback=_compute_on, help="Where to compute."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where a run was recorded.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Record it here.")]
@@ -49,7 +68,7 @@ def register(app: typer.Typer) -> None:
         app.command()(verb)
 
 
-def resume(folder: Folder, as_json: Json = False) -> None:
+def resume(folder: Folder, device: Device = "cpu", as_json: Json = False) -> None:
     """Continue a run that was recorded with -o, with the bits that it would have had."""
     config = open_run(folder).config
     show_run(lambda tell: resume_run(folder, on_step=tell), folder.name, config, as_json=as_json)
@@ -93,6 +112,7 @@ def replay(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare with what was recorded.")
     ] = True,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Run a recorded step again, to the bit, and look closer than the recording did."""
@@ -149,6 +169,7 @@ def fork(
         typer.Option("--set", metavar="KEY=VALUE", help="Change an entry; repeatable."),
     ] = None,
     force: Force = False,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Go on from a step of a recorded run under another config, recorded in a place of its own."""

@@ -174,6 +174,8 @@ def _compute(
     draw = site.draw if site else None
     arithmetic = Arithmetic(xp, context.policy.carrier, accumulator, draw, context.pool)
     arrays = [t.data for t in inputs]
+    if xp is not np:  # tokens and masks are made on the host
+        params = {n: xp.asarray(p) if isinstance(p, np.ndarray) else p for n, p in params.items()}
     if op.kind == "movement":
         return op.forward(arithmetic, *arrays, **params)  # type: ignore[no-any-return]
     with np.errstate(all="ignore"):  # overflow is the subject here, not an accident

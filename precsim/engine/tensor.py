@@ -173,7 +173,7 @@ def as_tensor(value: Any) -> Tensor:
         return value
     context = current()
     xp: Any = np if context.backend == "numpy" else get_backend(context.backend)
-    array = value if hasattr(value, "__array_namespace__") else np.asarray(value)
+    array = array_module(value).asarray(value)
     if array.dtype.kind not in "fiub":
         msg = f"expected a tensor, an array or a number; got {type(value).__name__} {value!r:.80}"
         raise TypeError(msg)

@@ -211,7 +211,7 @@ class _Tally:
             full = replace(fmt, name=f"{fmt.name} with subnormals", subnormals=True)
             round_into(magnitude, size, full, Rounding.TOWARD_ZERO, Overflow.SATURATE)
         elif self.rounding is not Rounding.NEAREST or not fmt.has_zero:
-            xp.subtract(size, step, out=size, where=size > magnitude)
+            xp.copyto(size, size - step, where=size > magnitude)
         xp.subtract(magnitude, size, out=size)
         xp.abs(size, out=size)
         size += size

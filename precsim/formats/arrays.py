@@ -26,7 +26,7 @@ def as_float(x: npt.ArrayLike) -> Array:
 
     Raises `ValueError` for what is not real numbers.
     """
-    array: Any = x if hasattr(x, "__array_namespace__") else np.asarray(x)
+    array: Any = array_module(x).asarray(x)
     if array.dtype.kind not in "fiub":
         msg = f"expected real numbers to round; got dtype {array.dtype}"
         raise ValueError(msg)

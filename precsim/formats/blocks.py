@@ -159,7 +159,7 @@ def _ratio(amax: Array, fmt: Scaled) -> Array:
     ratio = binade * 2.0**-element.emax
     threshold = _doubled_above(fmt)
     if threshold < 2:
-        xp.add(ratio, ratio, out=ratio, where=amax > binade * threshold)
+        xp.copyto(ratio, ratio + ratio, where=amax > binade * threshold)
     xp.copyto(ratio, xp.nan, where=xp.isnan(amax))  # whose bits were read as 2^1024
     return ratio
 

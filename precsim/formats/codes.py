@@ -222,7 +222,7 @@ def _values(codes: Array, fmt: Format) -> Array:
 
 def _checked(codes: npt.ArrayLike, fmt: Format) -> Array:
     """Return the codes as uint64, or raise where one of them is no code of the format."""
-    array: Any = codes if hasattr(codes, "__array_namespace__") else np.asarray(codes)
+    array: Any = array_module(codes).asarray(codes)
     if array.dtype.kind not in "iu":
         msg = f"expected integer codes of {fmt.name}; got dtype {array.dtype}: encode values first"
         raise TypeError(msg)

@@ -145,7 +145,7 @@ def _round_by_adding(
         binade *= plan.magic
         rounded = magnitude + binade
         rounded -= binade
-        xp.subtract(rounded, step, out=rounded, where=rounded > magnitude)
+        xp.copyto(rounded, rounded - step, where=rounded > magnitude)
         _climb(magnitude, rounded, step, x, rounding, words)
     _finish(x, rounded, out, plan, rounding, overflow)
 
@@ -210,7 +210,7 @@ def _climb(
     """Move `lower`, the truncated magnitude, up one step wherever the rounding mode says so."""
     if rounding is not Rounding.TOWARD_ZERO:
         up = climbs(magnitude, lower, step, signed, rounding, words)
-        array_module(lower).add(lower, step, out=lower, where=up)
+        array_module(lower).copyto(lower, lower + step, where=up)  # CuPy's ufuncs take no where
 
 
 def climbs(

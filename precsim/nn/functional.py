@@ -18,6 +18,7 @@ from precsim.engine import kernels, ops
 from precsim.engine.context import current
 from precsim.engine.policy import Granularity
 from precsim.engine.tensor import Tensor
+from precsim.formats.arrays import array_module
 
 Index = npt.NDArray[np.integer]
 Mask = npt.NDArray[np.bool_]
@@ -103,7 +104,7 @@ def cross_entropy(logits: Tensor, targets: Index) -> Tensor:
 
 def as_index(values: Any, what: str) -> Index:
     """Return an array of integers as it is, and a list as one; raise `ValueError` for others."""
-    array: Any = values if hasattr(values, "__array_namespace__") else np.asarray(values)
+    array: Any = array_module(values).asarray(values)
     if array.dtype.kind not in "iu":
         msg = f"{what}: expected integers; got {array.dtype} of shape {array.shape}"
         raise ValueError(msg)

@@ -275,7 +275,7 @@ def _smallest_nonzero(magnitude: Any) -> float:
     The bits of magnitudes are ordered as they are, and those of 0, less one, come out last.
     """
     uint: Any = np.uint32 if magnitude.dtype == np.float32 else np.uint64
-    last = (magnitude.view(uint) - uint(1)).min()
+    last = int((magnitude.view(uint) - uint(1)).min())
     with np.errstate(over="ignore"):
         bits = uint(last) + uint(1)
     return float(bits.view(magnitude.dtype)) if bits else float("inf")

@@ -1,0 +1,215 @@
+"""A module that behaves as CuPy does towards the code that calls it, and computes with NumPy.
+
+It says whether code would run on a device: it has CuPy's names and parameters and no others (read
+off CuPy 14.2, in data/cupy_names.txt), it refuses what CuPy refuses (NumPy arrays as operands,
+conversion to NumPy without `get`, `where=` in a ufunc), and it keeps CuPy's habits: a reduction or
+a single element is a 0-d array, on the device.  It says nothing about a device's arithmetic or
+speed.
+"""
+
+import functools
+import operator
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+
+NAMES = dict(
+    line.split(" ", 1)
+    for line in (Path(__file__).parent / "data/cupy_names.txt").read_text().splitlines()[1:]
+)
+CREATE = {"array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray", "copyto"}
+"""Functions that take NumPy arrays to the device."""
+UFUNC_PARAMETERS = {"out", "casting", "dtype"}
+UFUNC_METHODS = {"at", "outer", "reduce", "accumulate", "reduceat"}
+PLAIN = {"shape", "dtype", "size", "ndim", "nbytes", "itemsize", "strides", "flags", "base"}
+SYNCHRONISE = {"get", "item", "tolist", "tobytes"}
+"""Methods that bring values off the device."""
+
+
+class ndarray:
+    """An array on the device that is not there; `_a` are its values."""
+
+    __slots__ = ("_a",)
+    __array_priority__ = 100
+
+    def __init__(self, values):
+        self._a = np.asarray(values)
+
+    def __array__(self, *args, **kwargs):
+        msg = "Implicit conversion to a NumPy array is not allowed. Please use `.get()`"
+        raise TypeError(msg)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        if method == "__call__":
+            return _call_ufunc(ufunc.__name__, *inputs, **kwargs)
+        return _ufunc_method(ufunc.__name__, method)(*inputs, **kwargs)
+
+    def __array_function__(self, function, types, args, kwargs):
+        return getattr(sys.modules["cupy"], function.__name__)(*args, **kwargs)
+
+    def __getattr__(self, name):
+        if f"ndarray.{name}" not in NAMES:
+            msg = f"'cupy.ndarray' object has no attribute {name!r}"
+            raise AttributeError(msg)
+        if name == "get":
+            return lambda: self._a.copy()
+        found = getattr(self._a, name)
+        if name in PLAIN:
+            return found
+        if not callable(found):
+            return ndarray(found)
+        if name in SYNCHRONISE:
+            return found
+        return lambda *args, **kwargs: _wrapped(found(*_values(args), **_values(kwargs)))
+
+    def __setattr__(self, name, value):
+        if name == "_a":
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._a, name, value)
+
+    def __getitem__(self, index):
+        return ndarray(self._a[_values(index)])
+
+    def __setitem__(self, index, value):
+        self._a[_values(index)] = _values(value)
+
+    def __len__(self):
+        return len(self._a)
+
+    def __iter__(self):
+        return (ndarray(row) for row in self._a)
+
+    def __repr__(self):
+        return repr(self._a)
+
+    __hash__ = None
+
+
+ndarray.__module__ = "cupy._core.core"
+
+
+def _convert(kind):
+    return lambda self: kind(self._a)
+
+
+for _kind in (bool, int, float, complex, operator.index):
+    setattr(ndarray, f"__{_kind.__name__}__", _convert(_kind))
+
+
+def _binary(symbol, *, swapped=False, in_place=False):
+    function = getattr(operator, symbol)
+
+    def call(self, other):
+        other = _values(other)
+        pair = (other, self._a) if swapped else (self._a, other)
+        result = function(*pair)
+        if in_place:
+            self._a = result
+            return self
+        return _wrapped(result)
+
+    return call
+
+
+for _symbol in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_",
+                "xor", "lshift", "rshift"):  # fmt: skip
+    _name = _symbol.rstrip("_")
+    setattr(ndarray, f"__{_name}__", _binary(_symbol))
+    setattr(ndarray, f"__r{_name}__", _binary(_symbol, swapped=True))
+    if _name != "matmul":
+        setattr(ndarray, f"__i{_name}__", _binary(f"i{_name}", in_place=True))
+for _symbol in ("lt", "le", "eq", "ne", "gt", "ge"):
+    setattr(ndarray, f"__{_symbol}__", _binary(_symbol))
+
+
+def _unary(symbol):
+    function = getattr(operator, symbol)
+    return lambda self: ndarray(function(self._a))
+
+
+for _symbol in ("neg", "pos", "abs", "invert"):
+    setattr(ndarray, f"__{_symbol}__", _unary(_symbol))
+
+
+def _values(x, *, numpy_too=False):
+    """Return NumPy's view of operands, refusing those that CuPy would refuse."""
+    if isinstance(x, ndarray):
+        return x._a
+    if isinstance(x, np.ndarray) and not numpy_too:
+        msg = "Unsupported type <class 'numpy.ndarray'>"
+        raise TypeError(msg)
+    if type(x) in (list, tuple):
+        return type(x)(_values(one, numpy_too=numpy_too) for one in x)
+    if isinstance(x, dict):
+        return {name: _values(one, numpy_too=numpy_too) for name, one in x.items()}
+    return x
+
+
+def _wrapped(x):
+    if isinstance(x, np.ndarray | np.generic):
+        return ndarray(x)
+    return type(x)(_wrapped(one) for one in x) if type(x) in (list, tuple) else x
+
+
+def _call_ufunc(name, *inputs, **kwargs):
+    if unknown := kwargs.keys() - UFUNC_PARAMETERS:
+        msg = f"Wrong arguments {unknown} for the ufunc {name}"
+        raise TypeError(msg)
+    if NAMES.get(name) != "ufunc":
+        msg = f"cupy has no ufunc {name}"
+        raise TypeError(msg)
+    out = kwargs.get("out")
+    with np.errstate(all="ignore"):  # a device reports none
+        result = _wrapped(getattr(np, name)(*_values(inputs), **_values(kwargs)))
+    if out is None:
+        return result
+    return out[0] if isinstance(out, tuple) and len(out) == 1 else out
+
+
+def _ufunc_method(name, method):
+    if method not in UFUNC_METHODS:
+        msg = f"cupy's ufunc {name} has no {method}"
+        raise AttributeError(msg)
+    real = getattr(getattr(np, name), method)
+    return lambda *args, **kwargs: _wrapped(real(*_values(args), **_values(kwargs)))
+
+
+def _function(name, parameters):
+    real = getattr(np, name)
+    if parameters == "ufunc":
+        call = functools.partial(_call_ufunc, name)
+        for method in UFUNC_METHODS if isinstance(real, np.ufunc) else ():
+            setattr(call, method, _ufunc_method(name, method))
+        return call
+    known = parameters.split(",")
+
+    def call(*args, **kwargs):
+        if "*" not in parameters and (wrong := kwargs.keys() - set(known)):
+            msg = f"cupy.{name}() got unexpected keyword arguments {wrong}"
+            raise TypeError(msg)
+        create = name in CREATE
+        with np.errstate(all="ignore"):
+            result = real(*_values(args, numpy_too=create), **_values(kwargs, numpy_too=create))
+        return None if result is None else _wrapped(result)
+
+    return call
+
+
+def module():
+    """Return a fresh stand-in, to be put into `sys.modules` as "cupy"."""
+    cupy = ModuleType("cupy")
+    cupy.__version__ = "14.2.0"
+    cupy.ndarray = ndarray
+    cupy.cuda = SimpleNamespace(
+        runtime=SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError)
+    )
+    for name, parameters in NAMES.items():
+        if name.startswith("ndarray") or not hasattr(np, name):
+            continue
+        plain = parameters in ("class", "value")
+        setattr(cupy, name, getattr(np, name) if plain else _function(name, parameters))
+    cupy.asnumpy = lambda x: x.get()
+    return cupy

@@ -3,13 +3,17 @@
 It says whether code would run on a device: it has CuPy's names and parameters and no others (read
 off CuPy 14.2, in data/cupy_names.txt), it refuses what CuPy refuses (NumPy arrays as operands,
 conversion to NumPy without `get`, `where=` in a ufunc), and it keeps CuPy's habits: a reduction or
-a single element is a 0-d array, on the device.  It says nothing about a device's arithmetic or
-speed.
+a single element is a 0-d array, on the device.  Its kernels are compiled for the host, by a C
+compiler.  It says nothing about a device's arithmetic or speed.
 """
 
+import ctypes
 import functools
 import operator
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -198,11 +202,85 @@ def _function(name, parameters):
     return call
 
 
+C_NAMES = {
+    "float32": "float", "float64": "double", "int32": "int", "int64": "long long",
+    "uint32": "unsigned int", "uint64": "unsigned long long",
+}  # fmt: skip
+
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
+class ElementwiseKernel:
+    """A C expression for every element i of broadcast arrays, or of `size` threads on raw ones."""
+
+    def __init__(self, in_params, out_params, operation, name, *, no_return, preamble, options):
+        assert no_return
+        assert set(options) <= {"--fmad=false"}
+        params = [*in_params.split(","), *out_params.split(",")]
+        self.params = [param.split() for param in params]  # [("raw",) type, name]
+        self.outputs = len(out_params.split(","))
+        self.operation, self.name = operation, name
+        self.preamble = preamble.replace("__device__", "static")
+
+    def __call__(self, *args, size=None):
+        assert len(args) == len(self.params), f"{self.name} takes {len(self.params)} arguments"
+        values = [_values(arg) for arg in args]
+        raw = [param[0] == "raw" for param in self.params]
+        whole = [v for v, r in zip(values, raw, strict=True) if isinstance(v, np.ndarray) and not r]
+        shape = np.broadcast_shapes(*(v.shape for v in whole)) if whole else (size,)
+        types, passed, taken = {}, [], []
+        for value, (*_, kind, _name), is_raw in zip(values, self.params, raw, strict=True):
+            if isinstance(value, np.ndarray) and kind not in C_NAMES:
+                assert types.setdefault(kind, str(value.dtype)) == str(value.dtype)
+            dtype = np.dtype(types.get(kind, kind))
+            value = np.asarray(value)
+            assert value.ndim == 0 or value.dtype == dtype, f"{_name} must be {dtype}"
+            copy = np.ascontiguousarray(value if is_raw else np.broadcast_to(value, shape), dtype)
+            passed.append(copy)
+            taken.append((kind, _name, is_raw, dtype))
+        run = _compiled(self._source(taken), self.name)
+        run(
+            ctypes.c_longlong(int(np.prod(shape))),
+            *(c.ctypes.data_as(ctypes.c_void_p) for c in passed),
+        )
+        for value, copy in list(zip(values, passed, strict=True))[-self.outputs :]:
+            value[...] = copy.reshape(value.shape)
+
+    def _source(self, taken):
+        pointers = ", ".join(f"{C_NAMES[str(d)]} *{n}_" for _, n, _, d in taken)
+        into = [f"{C_NAMES[str(d)]} {n} = {n}_[i];" for _, n, r, d in taken if not r]
+        raw = [f"{C_NAMES[str(d)]} *{n} = {n}_;" for _, n, r, d in taken if r]
+        back = [f"{n}_[i] = {n};" for _, n, r, _ in taken[-self.outputs :] if not r]
+        types = {k: C_NAMES[str(d)] for k, _, _, d in taken if k not in C_NAMES}
+        return "\n".join([
+            "#include <math.h>", *(f"typedef {c} {k};" for k, c in types.items()), self.preamble,
+            f"void {self.name}(long long size_, {pointers}) {{", *raw,
+            "for (long long i = 0; i < size_; i++) {", *into, f"{self.operation};", *back, "}}",
+        ])  # fmt: skip
+
+
+@functools.cache
+def _compiled(source, name):
+    assert COMPILER is not None, (
+        "the stand-in for a device compiles its kernels: no C compiler here"
+    )
+    folder = Path(tempfile.mkdtemp(prefix="precsim-stand-in-"))
+    (folder / "kernel.c").write_text(source)
+    command = [COMPILER, "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-o", folder / "kernel.so",
+               folder / "kernel.c", "-lm"]  # fmt: skip
+    subprocess.run(command, check=True)
+    function = getattr(ctypes.CDLL(str(folder / "kernel.so")), name)
+    shutil.rmtree(folder)
+    function.restype = None
+    return function
+
+
 def module():
     """Return a fresh stand-in, to be put into `sys.modules` as "cupy"."""
     cupy = ModuleType("cupy")
     cupy.__version__ = "14.2.0"
     cupy.ndarray = ndarray
+    cupy.ElementwiseKernel = ElementwiseKernel
     cupy.cuda = SimpleNamespace(
         runtime=SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError)
     )

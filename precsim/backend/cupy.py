@@ -1,8 +1,22 @@
-"""The one file that imports CuPy, and only when somebody asks for it."""
+"""The one file that imports CuPy, and only when somebody asks for it; and what CuPy compiles.
+
+The kernels are `precsim.backend.one_pass`'s: rounding, with whatever the mode and the overflow rule
+ask for, and random words, each a single pass over the device's memory.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from precsim.backend import one_pass
+from precsim.formats import kernels
+from precsim.formats.arrays import Array
+from precsim.formats.format import Format
+from precsim.formats.modes import Mode, Overflow
 
 
 class BackendError(RuntimeError):
@@ -39,4 +53,44 @@ def load() -> ModuleType:
             "CUDA_VISIBLE_DEVICES, or stay on the numpy backend"
         )
         raise BackendError(msg)
+    kernels.ONE_PASS["cupy"] = round_into
     return cupy  # type: ignore[no-any-return]
+
+
+def round_into(
+    x: Array, out: Array, fmt: Format, rounding: Mode, overflow: Overflow, words: Array | None
+) -> None:
+    """Round x into `out` as `precsim.formats.kernels.round_into` does, in one pass."""
+    kernel = _kernel(
+        "precsim_round_all", f"T x, uint32 word, {_PARAMETERS}", "T y",
+        f"y = precsim_round(x, word, {one_pass.ARGUMENTS})", one_pass.ROUND,
+    )  # fmt: skip
+    word = np.uint32(0) if words is None else words.reshape(-1)
+    kernel(x.reshape(-1), word, *one_pass.rule(fmt, rounding, overflow), out.reshape(-1))
+
+
+def philox(xp: Any, first: int, blocks: int, key: tuple[int, int]) -> Array:
+    """Return `blocks` blocks of four 64-bit words, from counter `first` on, flat."""
+    out = xp.empty(4 * blocks, np.uint64)
+    kernel = _kernel(
+        "precsim_philox_all", "uint64 first, uint64 k0, uint64 k1", "raw uint64 words",
+        "precsim_philox(first + i, 0, 0, 0, k0, k1, &words[4 * i])", one_pass.PHILOX,
+    )  # fmt: skip
+    if blocks:
+        kernel(*(np.uint64(number) for number in (first, *key)), out, size=blocks)
+    return out  # type: ignore[no-any-return]
+
+
+_PARAMETERS = one_pass.PARAMETERS.replace("double", "float64").replace("int ", "int32 ")
+
+
+@cache
+def _kernel(name: str, inputs: str, outputs: str, operation: str, functions: str) -> Any:
+    """Return a kernel that CuPy compiles when it is first called, and keeps."""
+    import cupy
+
+    return cupy.ElementwiseKernel(
+        inputs, outputs, operation, name, no_return=True,
+        preamble=f"#define PRECSIM __device__\n{one_pass.TYPES}{functions}",
+        options=one_pass.NO_CONTRACTION,
+    )  # fmt: skip

@@ -1,0 +1,208 @@
+"""Rounding, random words and narrow accumulation in C, one element at a time, for a device.
+
+On a host, `precsim.formats.kernels` goes over a block of memory a dozen times while it is in the
+cache.  A device has no such cache: every pass goes through its memory, so there everything that
+happens to one element happens in one pass, in the registers of one thread.  The rules are the same,
+written for one value and in integers: split x into an integer significand and an exponent, drop the
+bits that the format has not, decide by the rest, put it together again.  No step rounds, except the
+one that is the subject; and none may be contracted (see `NO_CONTRACTION`).
+
+The code is C that both a C compiler and CUDA's take.  `precsim.backend.cupy` hands it to CuPy; the
+tests compile it for the host and hold it to the specification, value by value, as they do the
+array kernels.  Philox4x64-10 is `precsim.backend.random`'s.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from precsim.formats.format import Format
+from precsim.formats.modes import Mode, Overflow, Rounding, Stochastic, Variant, stochastic
+
+NO_CONTRACTION = ("--fmad=false",)
+"""What the device's compiler must be told: a product and a sum are two roundings, not one."""
+
+MODES = (
+    Rounding.NEAREST, Rounding.NEAREST_AWAY, Rounding.TOWARD_ZERO, Rounding.UP, Rounding.DOWN,
+    Rounding.TO_ODD,
+)  # fmt: skip
+"""Rounding modes by their number in the code; after them come `VARIANTS`."""
+VARIANTS = (Variant.EXACT, Variant.A, Variant.B, Variant.C, Variant.EQUAL)
+
+SIGNED, SUBNORMALS, ZERO, NEGATIVE_ZERO, INF, NAN, SATURATE = (1 << i for i in range(7))
+
+
+class Rule(NamedTuple):
+    """A format, a rounding mode and an overflow rule as numbers, in the order of `PARAMETERS`."""
+
+    largest: float
+    smallest_normal: float
+    least: float
+    man_bits: int
+    emin: int
+    emax: int
+    mode: int
+    bits: int
+    flags: int
+
+
+PARAMETERS = (
+    "double largest, double smallest_normal, double least, "
+    "int man_bits, int emin, int emax, int mode, int bits, int flags"
+)
+ARGUMENTS = "largest, smallest_normal, least, man_bits, emin, emax, mode, bits, flags"
+
+
+def rule(fmt: Format, rounding: Mode, overflow: Overflow) -> Rule:
+    """Return what `precsim_round` needs to know."""
+    variant = stochastic(rounding)
+    if variant is not None:
+        mode, bits = len(MODES) + VARIANTS.index(variant.variant), variant.bits or 0
+    else:
+        assert not isinstance(rounding, Stochastic)
+        mode, bits = MODES.index(rounding), 0
+    flags = (
+        SIGNED * fmt.signed
+        | SUBNORMALS * fmt.subnormals
+        | ZERO * fmt.has_zero
+        | NEGATIVE_ZERO * fmt.has_negative_zero
+        | INF * fmt.has_inf
+        | NAN * fmt.has_nan
+        | SATURATE * (overflow is Overflow.SATURATE)
+    )
+    return Rule(
+        fmt.max, fmt.smallest_normal, fmt.min, fmt.man_bits, fmt.emin, max(fmt.emin, fmt.emax),
+        mode, bits, flags,
+    )  # fmt: skip
+
+
+TYPES = """
+typedef unsigned int word32;
+typedef unsigned long long word64;
+"""
+
+ROUND = f"""
+
+PRECSIM double precsim_from_bits(word64 bits) {{
+    union {{ word64 bits; double value; }} both;
+    both.bits = bits;
+    return both.value;
+}}
+
+PRECSIM word64 precsim_to_bits(double value) {{
+    union {{ word64 bits; double value; }} both;
+    both.value = value;
+    return both.bits;
+}}
+
+/* Whether a magnitude that lies `rest` of a step above its lower neighbour, an odd or even multiple
+   of the step, goes up. */
+PRECSIM int precsim_goes_up(double rest, int inexact, int odd, int negative, word32 word,
+                            int mode, int bits) {{
+    double t = bits ? (double)(word >> (32 - bits)) : 0.0;
+    switch (mode) {{
+    case 0: return rest > 0.5 || (rest == 0.5 && odd);
+    case 1: return rest >= 0.5;
+    case 2: return 0;
+    case 3: return inexact && !negative;
+    case 4: return inexact && negative;
+    case 5: return inexact && !odd;
+    case 6: return ldexp(word + 0.5, -32) < rest;
+    case 7: return ldexp(t + 1.0, -bits) <= rest;
+    case 8: return ldexp(t + 0.5, -bits) <= rest;
+    case 9: return t < rint(ldexp(rest, bits));
+    default: return inexact && word < 0x80000000u;
+    }}
+}}
+
+/* Round one value.  The rules are those of precsim.formats.quantize. */
+PRECSIM double precsim_round(double x, word32 word, {PARAMETERS}) {{
+    word64 all = precsim_to_bits(x), magnitude = all & 0x7FFFFFFFFFFFFFFFull;
+    int negative = (int)(all >> 63);
+    int field = (int)(magnitude >> 52);
+    word64 fraction = magnitude & 0xFFFFFFFFFFFFFull;
+    int is_nan = field == 2047 && fraction != 0, is_inf = field == 2047 && fraction == 0;
+    double size = precsim_from_bits(magnitude);
+
+    if (field < 2047 && magnitude != 0) {{
+        int exponent = field ? field - 1023 : -1022;
+        word64 whole = field ? fraction | 0x10000000000000ull : fraction;
+        while (!(whole >> 52)) {{  /* a subnormal of the carrier */
+            whole <<= 1;
+            exponent -= 1;
+        }}
+        int binade = exponent < emin ? emin : exponent > emax ? emax : exponent;
+        int dropped = (binade - man_bits) - (exponent - 52);
+        if (dropped > 0) {{
+            word64 kept = dropped < 64 ? whole >> dropped : 0;
+            word64 rest = dropped < 64 ? whole & ((1ull << dropped) - 1) : whole;
+            kept += precsim_goes_up(ldexp((double)rest, -dropped), rest != 0, (int)(kept & 1),
+                                    negative, word, mode, bits);
+            size = ldexp((double)kept, binade - man_bits);
+        }}
+    }}
+    if (!(flags & {SUBNORMALS}) && (flags & {ZERO}) && size < smallest_normal) size = 0.0;
+
+    if (size > largest) {{
+        int inward = mode == 2 || mode == 5 || (mode == 3 && negative) || (mode == 4 && !negative);
+        if ((flags & {SATURATE}) || (inward && !is_inf)) size = largest;
+        else size = precsim_from_bits(flags & {INF} ? 0x7FF0000000000000ull : 0x7FF8000000000000ull);
+    }}
+    if (size != size && !(flags & {NAN})) return 0.0;
+    if (flags & {SIGNED}) {{
+        if (!(flags & {NEGATIVE_ZERO}) && size == 0.0) return 0.0;
+        return negative ? precsim_from_bits(precsim_to_bits(size) | 0x8000000000000000ull) : size;
+    }}
+    if (!is_nan && x < 0) return precsim_from_bits(flags & {NAN} ? 0x7FF8000000000000ull : 0);
+    return size < least ? least : size;
+}}
+"""
+
+PHILOX = """
+/* High and low halves of the product of two 64-bit words. */
+PRECSIM word64 precsim_high(word64 a, word64 b) {
+    word64 al = (word32)a, ah = a >> 32, bl = (word32)b, bh = b >> 32;
+    word64 cross = al * bh;
+    word64 middle = ((al * bl) >> 32) + (word32)cross + ah * bl;
+    return ah * bh + (cross >> 32) + (middle >> 32);
+}
+
+/* The four output words for a counter of four words, the least significant first, and a key. */
+PRECSIM void precsim_philox(word64 c0, word64 c1, word64 c2, word64 c3, word64 k0, word64 k1,
+                            word64 *out) {
+    for (int turn = 0; turn < 10; turn++) {
+        word64 high0 = precsim_high(c0, 0xD2E7470EE14C6C93ull), low0 = c0 * 0xD2E7470EE14C6C93ull;
+        word64 high1 = precsim_high(c2, 0xCA5A826395121157ull), low1 = c2 * 0xCA5A826395121157ull;
+        c0 = high1 ^ c1 ^ k0;
+        c1 = low1;
+        c2 = high0 ^ c3 ^ k1;
+        c3 = low0;
+        k0 += 0x9E3779B97F4A7C15ull;
+        k1 += 0xBB67AE8584CAA73Bull;
+    }
+    out[0] = c0;
+    out[1] = c1;
+    out[2] = c2;
+    out[3] = c3;
+}
+"""
+
+
+def accumulate(real: str) -> str:
+    """Return the code of one element of a matmul whose total is rounded after every addition.
+
+    `real` is the carrier, "float" or "double": products and sums are rounded to it first, as the
+    array arithmetic of the host does.
+    """
+    return f"""
+PRECSIM {real} precsim_dot_{real}(const {real} *a, long long a_step, const {real} *b,
+                                  long long b_step, long long length, {PARAMETERS}) {{
+    {real} total = 0;
+    for (long long k = 0; k < length; k++) {{
+        {real} product = a[k * a_step] * b[k * b_step];
+        {real} sum = total + product;
+        total = ({real})precsim_round(sum, 0, {ARGUMENTS});
+    }}
+    return total;
+}}
+"""

@@ -1,0 +1,143 @@
+"""The device's C, compiled for the host: equal to the specification, and to the array kernels."""
+
+import ctypes
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from numpy.ctypeslib import ndpointer
+from test_random import KNOWN_ANSWERS
+
+from precsim import testing
+from precsim.backend import one_pass
+from precsim.engine.arithmetic import Arithmetic
+from precsim.engine.precision import Accumulator
+from precsim.formats.format import Format, Specials
+from precsim.formats.modes import Overflow, Rounding, rounding_mode, stochastic
+from precsim.formats.quantize import quantize
+from precsim.formats.registry import format
+
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+MODES = [*Rounding, "stochastic_a3", "stochastic_b8", "stochastic_c32", "stochastic_equal"]
+FORMATS = [
+    *testing.GRIDS,
+    *map(format, ("fp16_ftz", "bf16_ftz", "e4m3_ftz", "e6m9", "e11m3", "e7m22", "e10m50")),
+    Format("ue4m3", 4, 3, Specials.FN, signed=False),
+    Format("e7m3_bias135", 7, 3, bias=135),
+]
+
+LOOPS = f"""
+#include <math.h>
+#include <stddef.h>
+#define PRECSIM static
+{one_pass.TYPES}{one_pass.ROUND}
+{one_pass.PHILOX}
+{one_pass.accumulate("float")}
+{one_pass.accumulate("double")}
+void round_all(const double *x, const word32 *w, double *y, size_t n, {one_pass.PARAMETERS}) {{
+    for (size_t i = 0; i < n; i++) y[i] = precsim_round(x[i], w[i], {one_pass.ARGUMENTS});
+}}
+void philox_one(const word64 *c, const word64 *k, word64 *out) {{
+    precsim_philox(c[0], c[1], c[2], c[3], k[0], k[1], out);
+}}
+#define MATMUL(real) \\
+void matmul_##real(const real *a, const real *b, real *out, size_t m, size_t k, size_t n, \\
+                   {one_pass.PARAMETERS}) {{ \\
+    for (size_t i = 0; i < m; i++) for (size_t j = 0; j < n; j++) \\
+        out[i * n + j] = precsim_dot_##real(a + i * k, 1, b + j, n, k, {one_pass.ARGUMENTS}); \\
+}}
+MATMUL(float)
+MATMUL(double)
+"""
+
+RULE = [ctypes.c_double] * 3 + [ctypes.c_int] * 6
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory):
+    if COMPILER is None:
+        pytest.skip("no C compiler here: the device's code is not compiled for the host")
+    folder = tmp_path_factory.mktemp("c")
+    (folder / "one_pass.c").write_text(LOOPS)
+    command = [COMPILER, "-O2", "-ffp-contract=off", "-Wall", "-Werror", "-Wno-unused-function",
+               "-shared", "-fPIC", "-o", folder / "one_pass.so", folder / "one_pass.c", "-lm"]  # fmt: skip
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(folder / "one_pass.so"))
+
+
+def rounder(code, fmt, rounding, overflow):
+    rule = one_pass.rule(fmt, rounding_mode(rounding), overflow)
+    doubles, integers = ndpointer(np.float64, flags="C"), ndpointer(np.uint32, flags="C")
+    code.round_all.argtypes = [doubles, integers, doubles, ctypes.c_size_t, *RULE]
+
+    def run(x, draw=None):
+        draw = np.zeros(x.shape, np.uint32) if draw is None else draw
+        out = np.empty(x.shape)
+        code.round_all(x.astype(np.float64), draw, out, x.size, *rule)
+        return out
+
+    return run
+
+
+def words_for(x):
+    draw = np.random.default_rng(1).integers(0, 2**32, x.shape, np.uint32)
+    draw[::7], draw[3::7] = 0, 2**32 - 1
+    return draw
+
+
+def sample(fmt):
+    x = testing.specimens(fmt, np.float64, per_binade=32 if fmt.bits <= 8 else 4)
+    return x[:: max(1, x.size // 20_000)]
+
+
+@pytest.mark.parametrize("rounding", list(Rounding))
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
+def test_it_is_the_specification(code, fmt, rounding):
+    x = sample(fmt)[:: 3 if fmt.bits <= 8 else 1][:3000]
+    draw = words_for(x)
+    for overflow in Overflow if fmt.has_nan else (Overflow.SATURATE,):
+        run = rounder(code, fmt, rounding, overflow)
+        used = draw if rounding is Rounding.STOCHASTIC else None
+        found = testing.check_rounding(
+            lambda v, run=run: run(v, draw), fmt, rounding, overflow, x, used
+        )
+        assert found > 100
+
+
+@pytest.mark.parametrize("rounding", MODES)
+@pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
+def test_it_has_the_bits_of_the_array_kernels(code, fmt, rounding):
+    x = sample(fmt)
+    draw = words_for(x)
+    for overflow in Overflow if fmt.has_nan else (Overflow.SATURATE,):
+        random = draw if stochastic(rounding_mode(rounding)) else None
+        expected = quantize(x, fmt, rounding, overflow, random=random)
+        got = rounder(code, fmt, rounding, overflow)(x, draw)
+        nan = np.isnan(expected)
+        np.testing.assert_array_equal(np.isnan(got), nan)
+        np.testing.assert_array_equal(got.view(np.uint64)[~nan], expected.view(np.uint64)[~nan])
+
+
+@pytest.mark.parametrize(("counter", "the_key", "expected"), KNOWN_ANSWERS)
+def test_the_cipher_gives_the_published_answers(code, counter, the_key, expected):
+    four = ndpointer(np.uint64, flags="C")
+    code.philox_one.argtypes = [four, four, four]
+    out = np.empty(4, np.uint64)
+    code.philox_one(np.array(counter, np.uint64), np.array(the_key, np.uint64), out)
+    assert tuple(map(int, out)) == expected
+
+
+@pytest.mark.parametrize("fmt", ["fp16", "bf16", "e5m2", "e6m9", "fp32"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_narrow_accumulator_adds_up_as_the_engine_does(code, fmt, dtype):
+    rng = np.random.default_rng(2)
+    a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((9, 40), (40, 7)))
+    expected = Arithmetic(np, np.dtype(dtype), Accumulator.parse(fmt)).matmul(a, b)
+    rule = one_pass.rule(format(fmt), Rounding.NEAREST, Overflow.IEEE)
+    matmul = getattr(code, "matmul_float" if dtype is np.float32 else "matmul_double")
+    matrix = ndpointer(dtype, flags="C")
+    matmul.argtypes = [matrix, matrix, matrix, *[ctypes.c_size_t] * 3, *RULE]
+    out = np.empty((9, 7), dtype)
+    matmul(a, b, out, 9, 40, 7, *rule)
+    np.testing.assert_array_equal(out, expected)

@@ -81,16 +81,24 @@ def row(table, case, fmt, value, unit="seconds", *, peer=None, against=None, lim
     }
 
 
+def duration(seconds):
+    """Return a time in the unit that suits it."""
+    for unit, size in (("s", 1), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.2f} {unit}"
+    return f"{seconds * 1e9:.2f} ns"
+
+
 def write_table(rows, out):
     """Write rows as a table that a terminal shows."""
-    out.write(f"{'table':<24}{'case':<22}{'format':<9}{'':>11}  {'ratio':>7} {'to':<16}target\n")
+    out.write(f"{'table':<24}{'case':<22}{'format':<17}{'':>11}  {'ratio':>7} {'to':<16}target\n")
     for r in rows:
         if r["seconds"] is not None:
-            value = f"{r['seconds'] * 1e3:.2f} ms"
+            value = duration(r["seconds"])
         else:
             value = "" if r["bytes"] is None else f"{r['bytes'] / 1e6:.1f} MB"
         ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}"
-        target = "" if r["target"] is None else f"<= {r['target']:g}"
+        target = "" if r["target"] is None else f"<= {r['target']:.3g}"
         verdict = {None: "", True: "reached", False: "missed"}[r["reached"]]
-        out.write(f"{r['table']:<24}{r['case']:<22}{r['format'] or '':<9}{value:>11}  ")
+        out.write(f"{r['table']:<24}{r['case']:<22}{r['format'] or '':<17}{value:>11}  ")
         out.write(f"{ratio:>7} {r['peer'] or '':<16}{target} {verdict}".rstrip() + "\n")

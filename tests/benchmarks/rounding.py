@@ -1,0 +1,159 @@
+"""What rounding costs, per element: ``python -m tests.benchmarks.rounding [--quick]``.
+
+Rounding float32 to a format and back, into an array that is there already, beside `np.copyto` of
+the same array (the floor), PyTorch's pair of casts and ml_dtypes' (NumPy's own for fp16), for
+values that are normal, all underflow and all overflow.  All take turns, one thread each.
+"""
+
+import functools
+import importlib
+import sys
+
+from tests.benchmarks.measure import medians, one_thread, row, write_table
+
+one_thread()
+
+import numpy as np
+
+import precsim as ps
+from precsim.backend import key, words
+
+KINDS = {"normal": 1.0, "underflow": 1e-12, "overflow": 1e12}
+FORMATS = ("fp16", "bf16", "tf32", "e4m3", "e5m2", "e3m2", "e2m1")
+TORCH = {"fp16": "float16", "bf16": "bfloat16", "e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2"}
+ML_DTYPES = {
+    "fp16": "float16", "bf16": "bfloat16", "e4m3": "float8_e4m3fn", "e5m2": "float8_e5m2",
+    "e2m1": "float4_e2m1fn", "e3m2": "float6_e3m2fn",
+}  # fmt: skip
+SCALED = {
+    "mxfp8_e4m3": "e4m3", "mxfp6_e3m2": "e3m2", "mxfp4": "e2m1", "nvfp4": "e2m1",
+    "e4m3:128x128": "e4m3", "int8:row:affine": "int8",
+}  # fmt: skip
+COPY_LIMIT = {"fp16": 6, "bf16": 6}
+"""Most time of rounding to nearest, as a multiple of a copy's."""
+PEER_LIMIT = {"torch": 1 / 3, "ml_dtypes": 1 / 8}
+"""The same as a multiple of a peer's pair of casts, for formats of 8 bits and fewer."""
+DRAWN_LIMIT, BLOCK_LIMIT = 2, 2.5
+"""Most time of stochastic rounding, words drawn before, and of blocks, over rounding to nearest."""
+
+
+@functools.cache
+def library(name):
+    """Return a library, with one thread, or None where it is not installed."""
+    try:
+        found = importlib.import_module(name)
+    except ImportError:
+        return None
+    if name == "torch":
+        found.set_num_threads(1)
+    return found
+
+
+def casts(fmt, x):
+    """Return (encode, decode) by library: functions that make codes of x, and numbers of these."""
+    found = {}
+    if fmt in TORCH and (torch := library("torch")):
+        source, back = torch.from_numpy(x), torch.empty(x.size)
+        there = source.to(getattr(torch, TORCH[fmt]))
+        found["torch"] = (lambda: there.copy_(source)), (lambda: back.copy_(there))
+    if fmt in ML_DTYPES and (ml_dtypes := library("ml_dtypes")):
+        home = np if fmt == "fp16" else ml_dtypes
+        narrow, out = np.empty(x.size, getattr(home, ML_DTYPES[fmt])), np.empty_like(x)
+
+        def encode():
+            with np.errstate(all="ignore"):
+                np.copyto(narrow, x, casting="unsafe")
+
+        found["ml_dtypes"] = encode, lambda: np.copyto(out, narrow, casting="unsafe")
+    return found
+
+
+def in_turn(pair):
+    """Return a function that does both of a pair."""
+    return lambda: (pair[0](), pair[1]())
+
+
+def scalar_rows(sample, turns):
+    """Round to nearest, beside the peers; stochastically, with random words that are there."""
+    size, out = sample.size, np.empty_like(sample)
+    drawn = np.random.default_rng(1).integers(0, 1 << 32, size, np.uint32)
+    for kind, scale in KINDS.items():
+        x = sample * np.float32(scale)
+        for fmt in FORMATS:
+            peers = {name: in_turn(pair) for name, pair in casts(fmt, x).items()}
+            functions = {
+                "np.copyto": lambda x=x: np.copyto(out, x),
+                "nearest": lambda x=x, fmt=fmt: ps.quantize(x, fmt, out=out),
+                "drawn": lambda x=x, fmt=fmt: ps.quantize(
+                    x, fmt, "stochastic", random=drawn, out=out
+                ),
+                **peers,
+            }
+            t = {name: s / size for name, s in medians(functions, turns).items()}
+            narrow = ps.format(fmt).bits <= 8
+            for peer in ("np.copyto", *peers):
+                limit = PEER_LIMIT.get(peer) if narrow else None
+                limit = COPY_LIMIT.get(fmt) if peer == "np.copyto" else limit
+                yield row("rounding", kind, fmt, t["nearest"], peer=peer, against=t[peer],
+                          limit=limit)  # fmt: skip
+            yield row("stochastic", kind, fmt, t["drawn"], peer="nearest", against=t["nearest"],
+                      limit=DRAWN_LIMIT)  # fmt: skip
+
+
+def word_rows(sample, turns):
+    """Draw the random words that stochastic rounding takes."""
+    size, out, here = sample.size, np.empty_like(sample), key(0, "benchmark", 0, 0)
+    t = medians(
+        {"copy": lambda: np.copyto(out, sample), "words": lambda: words(here, (size,))}, turns
+    )
+    yield row("random words", "philox", None, t["words"] / size, peer="np.copyto",
+              against=t["copy"] / size)  # fmt: skip
+
+
+def block_rows(sample, turns):
+    """Round in formats that share scales, beside their element format without any."""
+    size, out = sample.size, np.empty_like(sample)
+    shapes = {"": (size // 1024, 1024), ", ragged": (size // 1000, 1000)}
+    for fmt, element in SCALED.items():
+        for kind, shape in shapes.items():
+            x, target = (a[: shape[0] * shape[1]].reshape(shape) for a in (sample, out))
+            functions = {
+                "element": lambda x=x, target=target, e=element: ps.quantize(x, e, out=target),
+                "blocks": lambda x=x, target=target, fmt=fmt: ps.quantize(x, fmt, out=target),
+            }
+            t = {name: s / x.size for name, s in medians(functions, turns).items()}
+            yield row("blocks", f"normal{kind}", fmt, t["blocks"], peer=element,
+                      against=t["element"], limit=BLOCK_LIMIT)  # fmt: skip
+
+
+def code_rows(sample, turns):
+    """Make codes of numbers, and numbers of codes."""
+    size, out = sample.size, np.empty_like(sample)
+    for fmt in FORMATS:
+        codes, peers = ps.encode(sample, fmt), casts(fmt, sample)
+        ours = {
+            "encode": lambda fmt=fmt: ps.encode(sample, fmt),
+            "decode": lambda fmt=fmt, codes=codes: ps.decode(codes, fmt, np.float32),
+        }
+        theirs = {
+            f"{peer} {case}": function
+            for peer, pair in peers.items()
+            for case, function in zip(ours, pair, strict=True)
+        }
+        functions = {"np.copyto": lambda: np.copyto(out, sample), **ours, **theirs}
+        t = {name: s / size for name, s in medians(functions, turns).items()}
+        for case in ours:
+            for peer in ("np.copyto", *peers):
+                against = t.get(f"{peer} {case}", t["np.copyto"])
+                yield row("codes", case, fmt, t[case], peer=peer, against=against)
+
+
+def rows(quick: bool) -> list[dict]:
+    """Measure and return plain rows, seconds an element; `quick` takes a sixteenth of them."""
+    sample = np.random.default_rng(0).standard_normal(1 << (18 if quick else 22), np.float32)
+    parts = (scalar_rows, word_rows, block_rows, code_rows)
+    return [found for part in parts for found in part(sample, 5 if quick else 7)]
+
+
+if __name__ == "__main__":
+    write_table(rows("--quick" in sys.argv), sys.stdout)

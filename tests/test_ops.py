@@ -7,6 +7,7 @@ gradients with PyTorch's where it is installed.  An op without a sample in `SAMP
 import itertools
 import math
 
+import by_hand
 import numpy as np
 import pytest
 
@@ -114,6 +115,12 @@ SAMPLES = {
         ((spread(3),), {"keep": KEEP}),
         ((spread(),), {"keep": np.array(False)}),
         ((spread(2, 0),), {"keep": np.array(True)}),
+    ],
+    "hadamard": [
+        ((spread(3, 16),), {"size": 16, "axis": -1}),
+        ((spread(8, 3),), {"size": 4, "axis": 0}),
+        ((spread(2, 3, 2),), {"size": 2, "axis": -2}),  # filled up to 4
+        ((spread(2, 0),), {"size": 2, "axis": -1}),
     ],
     "sum": [
         *one(spread),
@@ -237,6 +244,12 @@ def in_torch(torch):
         axes = range(x.ndim) if axis is None else np.ravel(np.array(axis, int))
         return x.sum(tuple(map(int, axes)), keepdim=keepdims) if len(axes) else x.clone()
 
+    def rotated(x, size, axis):
+        last = f.pad(x.movedim(axis, -1), (0, -x.shape[axis] % size))
+        matrix = torch.tensor(by_hand.hadamard(size, by_hand.TE_SIGNS[:size]))
+        runs = last.reshape(*last.shape[:-1], last.shape[-1] // size, size) @ matrix
+        return runs.reshape(last.shape).movedim(-1, axis)
+
     def entropy(x, targets):
         return f.cross_entropy(x, torch.tensor(np.where(targets < 0, -100, targets)))
 
@@ -264,6 +277,7 @@ def in_torch(torch):
         "tanh": torch.tanh,
         "relu": torch.relu,
         "mask": lambda x, keep: torch.where(torch.tensor(keep), x, 0.0),
+        "hadamard": rotated,
         "sum": total,
         "sum_to": lambda x, shape: x.sum_to_size(shape),
         "amax": lambda x, axis, keep=None: shown(x, keep).amax(axis, keepdim=True),

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import precsim as ps
-from precsim.engine.policy import PHASES, Granularity
+from precsim.engine.policy import PHASES, Granularity, Origin, Saved
 from precsim.engine.precision import Accumulator, Precision
 
 FORMATS = st.sampled_from(["fp32", "tf32", "fp16", "bf16", "e4m3", "e5m2", "int8:row", "e6m9"])
@@ -22,9 +22,12 @@ RULES = st.builds(
     role=st.sampled_from(["*", "activations", "*gradients", "[ul]*"]),
     scope=PATTERNS,
     inputs=st.none() | PRECISIONS,
+    weight_inputs=st.none() | PRECISIONS,
     gradient_inputs=st.none() | PRECISIONS,
     output=st.none() | PRECISIONS,
     accumulator=ACCUMULATORS,
+    hadamard=st.sampled_from([0, 1, 16, 128]),
+    saved=st.sampled_from(Saved),
 )
 POLICIES = st.builds(
     ps.Policy,
@@ -93,6 +96,10 @@ def test_policies_are_values():
         ("rule=op=,output=fp16", "rule op='': expected no spaces"),
         ("rule=op=sum,inputs=none", "inputs=none"),
         ("rule=op=sum,output=fp61", "unknown format 'fp61'"),
+        ("rule=op=matmul,weight_inputs=none", "weight_inputs=none"),
+        ("rule=op=matmul,hadamard=12", "hadamard=12: expected 0 or a power of two"),
+        ("rule=op=matmul,hadamard=-2", "hadamard=-2: expected 0 or a power of two"),
+        ("rule=op=matmul,saved=both", "saved='both': expected cast or original"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(text, message):
@@ -109,10 +116,10 @@ def test_a_pattern_that_could_not_be_read_back_is_refused(field):
 
 
 def decide(policy, op="add", kind="elementwise", role="activations", scope="blocks.0.fc1",
-           formats=("fp32", "fp32"), gradients=None):  # fmt: skip
+           formats=("fp32", "fp32"), origins=None):  # fmt: skip
     operands = tuple(f and ps.format(f) for f in formats)
-    flags = gradients or (False,) * len(formats)
-    return ps.Policy.parse(policy).decide(op, kind, role, scope, operands, flags)
+    given = tuple(map(Origin, origins or ("input",) * len(formats)))
+    return ps.Policy.parse(policy).decide(op, kind, role, scope, operands, given)
 
 
 @pytest.mark.parametrize("role", [r for r in PHASES if r != "master_weights"])
@@ -155,16 +162,16 @@ def test_operands_are_cast_where_their_format_differs_and_constants_never():
     policy = "rule=op=matmul,inputs=e4m3:saturate,gradient_inputs=e5m2,output=bf16"
     e4m3, e5m2 = Precision.parse("e4m3:saturate"), Precision.parse("e5m2")
 
-    def casts(*formats, gradients=None):
-        return decide(policy, "matmul", "matmul", formats=formats, gradients=gradients).casts
+    def casts(*formats, origins=None):
+        return decide(policy, "matmul", "matmul", formats=formats, origins=origins).casts
 
     assert casts("fp32", "bf16") == (e4m3, e4m3)
     assert casts("e4m3", "bf16") == (None, e4m3)
     assert casts(None, "fp32") == (None, e4m3)
-    assert casts("fp32", "fp32", gradients=(True, False)) == (e5m2, e4m3)
-    assert casts("e5m2", "e5m2", gradients=(True, False)) == (None, e4m3)
+    assert casts("fp32", "fp32", origins=("gradient", "weight")) == (e5m2, e4m3)
+    assert casts("e5m2", "e5m2", origins=("gradient", "input")) == (None, e4m3)
     only_inputs = policy.replace("gradient_inputs=e5m2,", "")
-    decision = decide(only_inputs, "matmul", "matmul", gradients=(True, False))
+    decision = decide(only_inputs, "matmul", "matmul", origins=("gradient", "input"))
     assert decision.casts == (e4m3, e4m3)
 
 
@@ -197,7 +204,7 @@ def test_decisions_are_remembered_for_exactly_what_they_were_made():
         for scope in ("head", "body"):
             for formats in operands:
                 found = policy.decide(
-                    "add", "elementwise", "activations", scope, formats, (False,) * 2
+                    "add", "elementwise", "activations", scope, formats, (Origin.INPUT,) * 2
                 )
                 want = (
                     "fp16"
@@ -208,7 +215,7 @@ def test_decisions_are_remembered_for_exactly_what_they_were_made():
                 )
                 assert found.format.name == want
     assert ps.Policy.parse("activations=fp16").decide(
-        "add", "elementwise", "activations", "body", operands[0], (False, False)
+        "add", "elementwise", "activations", "body", operands[0], (Origin.INPUT,) * 2
     ).format == ps.format("fp16")  # fmt: skip
 
 

@@ -182,6 +182,6 @@ def finest_unit(policy: Policy) -> float:
 
 def _units(policy: Policy) -> list[float]:
     precisions = [policy.activations, policy.gradients]
-    precisions += [p for r in policy.rules for p in (r.inputs, r.output) if p is not None]
+    precisions += [p for rule in policy.rules for p in rule.precisions]
     names = {p.format for p in precisions} - {"widest", "none"}
     return [element_of(format(name)).u for name in names]

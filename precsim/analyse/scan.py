@@ -86,25 +86,17 @@ def in_format(policy: Policy, name: str) -> Policy:
     are; a rule for overflow goes with the format that it was for.
     """
 
-    def changed(precision: Precision | None) -> Precision | None:
-        if precision is None or not _is_low(precision):
+    def changed(precision: Precision) -> Precision:
+        if not _is_low(precision):
             return precision
         return Precision(format(name).name, precision.rounding)
 
     roles: dict[str, Any] = {role: getattr(policy, role) for role in PHASES}
-    named = [*roles.values(), *(p for r in policy.rules for p in (r.inputs, r.output) if p)]
+    named = [*roles.values(), *(p for r in policy.rules for p in r.precisions)]
     if not any(map(_is_low, named)):
         wanted = Precision(format(name).name)
         return replace(policy, activations=wanted, gradients=wanted, weight_gradients=wanted)
-    rules = tuple(
-        replace(
-            rule,
-            inputs=changed(rule.inputs),
-            gradient_inputs=changed(rule.gradient_inputs),
-            output=changed(rule.output),
-        )
-        for rule in policy.rules
-    )
+    rules = tuple(rule.with_precisions(changed) for rule in policy.rules)
     roles = {role: changed(precision) for role, precision in roles.items()}
     return replace(policy, rules=rules, **roles)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from precsim.backend.random import key, words
 from precsim.engine.arithmetic import Arithmetic, Array
 from precsim.engine.context import Context, current
-from precsim.engine.policy import Decision
+from precsim.engine.policy import Decision, Saved
 from precsim.engine.precision import Accumulator, Precision
 from precsim.engine.tape import OPS, Node, Primitive, Vjp
 from precsim.engine.tensor import Tensor, as_tensor
@@ -24,7 +25,7 @@ from precsim.formats.arrays import array_module
 from precsim.formats.kernels import round_into
 from precsim.formats.modes import Overflow, stochastic
 from precsim.formats.quantize import quantize
-from precsim.formats.registry import AnyFormat
+from precsim.formats.registry import AnyFormat, format
 from precsim.formats.scaled import Scaled
 
 
@@ -34,6 +35,7 @@ class Event:
 
     `exact` is the result in the carrier, on operands that were rounded before; `rounded` what the
     format made of it.  `path` names the site: role/scope/op, and `call` counts its runs in a step.
+    `input_formats` are those that the operands lie on (None: a constant).
     With `params` an observer can run the op again on `inputs`, in another arithmetic.
     """
 
@@ -52,6 +54,7 @@ class Event:
     rounded: Array
     params: dict[str, Any] = field(default_factory=dict)
     accumulator: Accumulator | None = None
+    input_formats: tuple[AnyFormat | None, ...] = ()
 
 
 def primitive(
@@ -87,17 +90,19 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     inputs = _in_carrier(op, operands, context)
     if op.kind == "movement":
         moved = _compute(op, inputs, params, context)
-        return _wrap(op, inputs, params, context, moved, inputs[0].format)
+        return _wrap(op, inputs, params, context, moved, _moved_format(op, inputs[0], params))
     decision = _decide(op, inputs, params, context)
     if op.kind == "cast" and decision.format == inputs[0].format:
         return inputs[0]
-    inputs = _cast(inputs, decision)
+    arrived = inputs
+    inputs = _cast(_rotated(inputs, decision), decision)
     site = _visit(op, inputs, context)
     exact = _compute(op, inputs, params, context, decision.accumulator, site)
     rounded = _round(op, exact, decision, site)
     for observe in context.observers:
         observe(_event(op, inputs, params, decision, site, exact, rounded))
-    return _wrap(op, inputs, params, context, rounded, decision.format)
+    saved = arrived if decision.saved is Saved.ORIGINAL else inputs
+    return _wrap(op, saved, params, context, rounded, decision.format)
 
 
 class Site(NamedTuple):
@@ -149,8 +154,8 @@ def _decide(
         if target is not None:
             return Decision((None,), target, context.policy.resolve(target, formats), None)
         formats = (params["like"],)
-    gradients = tuple([t.is_gradient for t in inputs])
-    return context.policy.decide(op.name, op.kind, context.role, context.scope, formats, gradients)
+    origins = tuple([t.origin for t in inputs])
+    return context.policy.decide(op.name, op.kind, context.role, context.scope, formats, origins)
 
 
 def _cast(inputs: tuple[Tensor, ...], decision: Decision) -> tuple[Tensor, ...]:
@@ -159,6 +164,29 @@ def _cast(inputs: tuple[Tensor, ...], decision: Decision) -> tuple[Tensor, ...]:
         return inputs
     pairs = zip(inputs, decision.casts, strict=True)
     return tuple(OPS["cast"].call(x, to=c) if c else x for x, c in pairs)
+
+
+def _rotated(inputs: tuple[Tensor, ...], decision: Decision) -> tuple[Tensor, ...]:
+    """Rotate both operands of a matmul along the contraction, where a rule asks for it."""
+    if not decision.hadamard:
+        return inputs
+    left, right, *others = inputs
+    rotate, size = OPS["hadamard"].call, decision.hadamard
+    return (rotate(left, size=size, axis=-1), rotate(right, size=size, axis=-2), *others)
+
+
+def _moved_format(op: Primitive, x: Tensor, params: dict[str, Any]) -> AnyFormat | None:
+    """Return the format of moved values: blocks along a row run along a column after a transpose."""
+    fmt = x.format
+    if op.name != "swapaxes" or not isinstance(fmt, Scaled):
+        return fmt
+    exchanged = {params["first"] % x.ndim, params["second"] % x.ndim}
+    return _transposed(fmt) if exchanged == {x.ndim - 2, x.ndim - 1} else fmt
+
+
+@lru_cache(maxsize=64)
+def _transposed(fmt: Scaled) -> AnyFormat:
+    return format(fmt.transposed().spelled)
 
 
 def _compute(
@@ -228,6 +256,7 @@ def _event(
         rounded=rounded,
         params=params,
         accumulator=decision.accumulator,
+        input_formats=tuple(t.format for t in inputs),
     )
 
 
@@ -241,11 +270,12 @@ def _wrap(
 ) -> Tensor:
     """Make the result a tensor, with a node on the tape if a gradient must come back through it."""
     taped = context.taping and any(t.requires_grad for t in inputs[: len(op.vjps)])
+    moved = op.kind in ("movement", "cast")
     return Tensor(
         data,
         fmt,
         requires_grad=taped,
         node=Node(op, inputs, params, context.scope) if taped else None,
-        is_weight=op.kind in ("movement", "cast") and inputs[0].is_weight,
-        is_gradient=context.phase == "backward",
+        is_weight=moved and inputs[0].is_weight,
+        is_gradient=inputs[0].is_gradient if moved else context.phase == "backward",
     )

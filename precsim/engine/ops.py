@@ -7,11 +7,14 @@ Fused kernels (softmax, layer norm, GELU, cross-entropy) are in `kernels.py`.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import prod
+from math import sqrt as square_root
 from numbers import Integral
 from types import EllipsisType
 from typing import Any
 
+import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from precsim.engine.arithmetic import Arithmetic, Array
@@ -252,6 +255,48 @@ def linear(m: Arithmetic, x: Array, weight: Array, bias: Array) -> Array:
     y = m.matmul(x, weight)
     y += bias
     return y
+
+
+@primitive(
+    "kernel",
+    vjps=(lambda g, out, x, size, axis: _rotated_back(g, x, size, axis),),
+)
+def hadamard(m: Arithmetic, x: Array, size: int, axis: int, back: bool = False) -> Array:
+    """Rotate runs of `size` values along `axis`: x @ (D H / sqrt(size)), wide, rounded once.
+
+    H is Sylvester's Hadamard matrix, D a diagonal of fixed signs (`SIGNS`), `size` a power of two.
+    The rotation is orthogonal, so two operands rotated along their contraction have the product
+    that they had, and an outlier is spread over its run before a block's scale has to hold it.
+    `back` rotates the other way.  An axis that does not end with a run is filled up with zeros, and
+    is that much longer afterwards; a NaN or an infinity spoils its run.
+    Rule: Transformer Engine, pytorch/custom_recipes/reference_nvfp4.py at d0067d0d.
+    """
+    xp = m.xp
+    rows = xp.moveaxis(x, axis, -1)
+    rows = xp.pad(rows, [(0, 0)] * (x.ndim - 1) + [(0, -rows.shape[-1] % size)])
+    matrix = xp.asarray(_rotation(size), m.carrier)
+    runs = rows.reshape(*rows.shape[:-1], -1, size) @ (matrix.T if back else matrix)
+    back_in_place = xp.moveaxis(runs.reshape(rows.shape), -1, axis)
+    return xp.ascontiguousarray(back_in_place)  # type: ignore[no-any-return]
+
+
+SIGNS = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
+"""Transformer Engine's signs for the rotation of 16, repeated or cut for other lengths."""
+
+
+@lru_cache(maxsize=8)
+def _rotation(size: int) -> Array:
+    """Return D H / sqrt(size)."""
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return np.resize(SIGNS, size)[:, None] * matrix / square_root(size)
+
+
+def _rotated_back(g: Tensor, x: Tensor, size: int, axis: int) -> Tensor:
+    """Gradient of `hadamard`, without the zeros that filled up the axis."""
+    g = hadamard(g, size=size, axis=axis, back=True)
+    return slice_(g, index=tuple(slice(n) for n in x.shape)) if g.shape != x.shape else g
 
 
 def _transpose(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ manner of PyTorch's autocast are written.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -35,7 +36,29 @@ PHASES = {
 
 _PATTERN = re.compile(r"[^\s,]+")
 
+PRECISIONS = ("inputs", "weight_inputs", "gradient_inputs", "output")
+"""Fields of a rule that are precisions."""
+
 CARRIERS: dict[str, np.dtype[Any]] = {"exact": np.dtype(np.float64), "fast": np.dtype(np.float32)}
+
+
+class Origin(StrEnum):
+    """What an operand of an op is, as far as rules tell operands apart."""
+
+    INPUT = "input"
+    WEIGHT = "weight"
+    """A parameter, or what was only cast or moved from one."""
+    GRADIENT = "gradient"
+    """Made in the backward pass; a weight that is transposed there stays a weight."""
+
+
+class Saved(StrEnum):
+    """Which operands of an op the backward pass sees."""
+
+    CAST = "cast"
+    """Those that the op computed with: a tensor is quantized once, as under PyTorch's autocast."""
+    ORIGINAL = "original"
+    """Those that arrived: each matmul of the backward pass quantizes them anew, by its own rule."""
 
 
 class Granularity(StrEnum):
@@ -54,19 +77,29 @@ class Rule:
     """An exception to the roles' formats, for the ops, roles and scopes that match (globs).
 
     `op` matches an op's name or its kind ("elementwise", "matmul", "reduction", "kernel").
-    `inputs` casts the operands first (`gradient_inputs` those that are gradients; None: the same),
-    in an op of its own, visible in a trace; `output` and `accumulator` replace the role's.
-    In a matmul with shared scales these run along the contraction (`Precision.for_operand`).
-    Raises `ValueError` for a role that there is not, and for patterns with spaces or commas.
+    `inputs` casts the operands first, `weight_inputs` and `gradient_inputs` those that are weights
+    or gradients (None: as the others), each in an op of its own, visible in a trace; `output` and
+    `accumulator` replace the role's.
+    In a matmul with shared scales these run along the contraction (`Precision.for_operand`):
+    ``inputs=e4m3:1x128,weight_inputs=e4m3:128x128`` is right for activations times weights, for
+    gradients times transposed weights, and for transposed activations times gradients.
+    `hadamard` (0: none) first rotates both operands of a matmul, in blocks of that length along the
+    contraction, which leaves their product as it is and spreads outliers (`ops.hadamard`).
+    `saved` says what the backward pass of the op works with, see `Saved`.
+    Raises `ValueError` for a role that there is not, patterns with spaces or commas, and a length
+    that is no power of two.
     """
 
     op: str = "*"
     role: str = "*"
     scope: str = "*"
     inputs: Precision | None = None
+    weight_inputs: Precision | None = None
     gradient_inputs: Precision | None = None
     output: Precision | None = None
     accumulator: Accumulator | None = None
+    hadamard: int = 0
+    saved: Saved = Saved.CAST
 
     def __post_init__(self) -> None:
         for name in ("op", "role", "scope"):
@@ -76,12 +109,34 @@ class Rule:
         if not any(fnmatchcase(role, self.role) for role in PHASES):
             msg = f"rule role={self.role}: expected a pattern for one of {', '.join(PHASES)}"
             raise ValueError(msg)
-        for name in ("inputs", "gradient_inputs", "output"):
+        for name in PRECISIONS:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, _present(name, Precision.parse(value)))
         if self.accumulator is not None:
             object.__setattr__(self, "accumulator", Accumulator.parse(self.accumulator))
+        object.__setattr__(self, "hadamard", _block_length(self.hadamard))
+        if self.saved not in set(Saved):
+            msg = f"unknown rule saved={self.saved!r}: expected {' or '.join(Saved)}"
+            raise ValueError(msg)
+        object.__setattr__(self, "saved", Saved(self.saved))
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Every precision that it names, for operands and for the output."""
+        named = (getattr(self, name) for name in PRECISIONS)
+        return tuple(p for p in named if p is not None)
+
+    def with_precisions(self, change: Callable[[Precision], Precision]) -> Rule:
+        """Return the rule with every precision that it names replaced by ``change(precision)``."""
+        named = {name: getattr(self, name) for name in PRECISIONS}
+        changed: dict[str, Any] = {n: change(p) for n, p in named.items() if p is not None}
+        return replace(self, **changed)
+
+    def cast_of(self, origin: Origin) -> Precision | None:
+        """Return what an operand is cast to first; None: it stays as it is."""
+        special = {Origin.WEIGHT: self.weight_inputs, Origin.GRADIENT: self.gradient_inputs}
+        return special.get(origin) or self.inputs
 
     def matches(self, op: str, kind: str, role: str, scope: str) -> bool:
         """Return whether the rule speaks about this op."""
@@ -92,8 +147,8 @@ class Rule:
         )
 
     def __str__(self) -> str:
-        set_fields = ((f.name, getattr(self, f.name)) for f in fields(self))
-        words = [f"{name}={value}" for name, value in set_fields if value not in (None, "*")]
+        set_fields = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        words = [f"{name}={value}" for name, value, default in set_fields if value != default]
         return ",".join(words) or "op=*"
 
     @classmethod
@@ -106,12 +161,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class Decision:
-    """What `Policy.decide` says about one op: operand casts, output format, accumulator."""
+    """What `Policy.decide` says about one op: operand casts, output format, accumulator.
+
+    `hadamard` and `saved` are a rule's (`Rule`).
+    """
 
     casts: tuple[Precision | None, ...]
     output: Precision
     format: AnyFormat
     accumulator: Accumulator | None
+    hadamard: int = 0
+    saved: Saved = Saved.CAST
 
 
 @dataclass(frozen=True)
@@ -209,16 +269,17 @@ class Policy:
         role: str,
         scope: str,
         formats: tuple[AnyFormat | None, ...],
-        are_gradients: tuple[bool, ...],
+        origins: tuple[Origin, ...],
     ) -> Decision:
-        """Return what to do about one op, given the formats that its operands lie on.
+        """Return what to do about one op, given the formats that its operands lie on, and what
+        they are.
 
         Raises `ValueError` where "widest" has no answer (e4m3 and e5m2: neither holds the other).
         """
-        key = (op, role, scope, are_gradients, *[f and f.name for f in formats])
+        key = (op, role, scope, origins, *[f and f.name for f in formats])
         decided: dict[object, Decision] = self._decided  # type: ignore[attr-defined]
         if key not in decided:
-            decided[key] = self._decide(op, kind, role, scope, formats, are_gradients)
+            decided[key] = self._decide(op, kind, role, scope, formats, origins)
         return decided[key]
 
     def _decide(
@@ -228,22 +289,24 @@ class Policy:
         role: str,
         scope: str,
         formats: tuple[AnyFormat | None, ...],
-        are_gradients: tuple[bool, ...],
+        origins: tuple[Origin, ...],
     ) -> Decision:
         rule = next((r for r in self.rules if r.matches(op, kind, role, scope)), Rule())
         casts: list[Precision | None] = []
-        for position, (fmt, is_gradient) in enumerate(zip(formats, are_gradients, strict=True)):
-            wanted = rule.gradient_inputs if is_gradient and rule.gradient_inputs else rule.inputs
+        hadamard = rule.hadamard if kind == "matmul" else 0
+        for position, (fmt, origin) in enumerate(zip(formats, origins, strict=True)):
+            wanted = rule.cast_of(origin)
             if wanted is not None and kind == "matmul":
                 wanted = wanted.for_operand(position)
             differs = wanted is not None and fmt is not None and wanted.resolve(formats) != fmt
-            casts.append(wanted if differs else None)
+            casts.append(wanted if differs or (hadamard and position < 2) else None)
         arriving = tuple(
             cast.resolve(formats) if cast else fmt for cast, fmt in zip(casts, formats, strict=True)
         )
         output = rule.output or getattr(self, role)
         accumulator = rule.accumulator or self.accumulator
-        return Decision(tuple(casts), output, self.resolve(output, arriving), accumulator)
+        fmt = self.resolve(output, arriving)
+        return Decision(tuple(casts), output, fmt, accumulator, hadamard, rule.saved)
 
     def resolve(self, precision: Precision, formats: tuple[AnyFormat | None, ...]) -> AnyFormat:
         """Return the format that a precision means; the widest of constants is the carrier's own."""
@@ -255,7 +318,7 @@ class Policy:
         listed: list[Precision | None] = [getattr(self, role) for role in PHASES]
         listed.append(self.initial_weights)
         for rule in self.rules:
-            listed += [rule.inputs, rule.gradient_inputs, rule.output]
+            listed += rule.precisions
         for unit in (self.accumulator, *(rule.accumulator for rule in self.rules)):
             if unit is not None:
                 listed += [Precision(unit.format), Precision(unit.outer) if unit.chunk else None]
@@ -300,6 +363,15 @@ def _read_fields(pairs: list[str], cls: type, what: str) -> dict[str, Any]:
             raise ValueError(msg)
         read[key] = value
     return read
+
+
+def _block_length(value: int | str) -> int:
+    """Return the length of a Hadamard block: 0, or a power of two."""
+    length = int(value) if str(value).isdecimal() else -1
+    if length < 0 or length & (length - 1):
+        msg = f"rule hadamard={value}: expected 0 or a power of two, such as 16"
+        raise ValueError(msg)
+    return length
 
 
 def _present(name: str, precision: Precision) -> Precision:

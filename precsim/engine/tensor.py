@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from precsim.backend import get_backend
 from precsim.engine.context import current, using
+from precsim.engine.policy import Origin
 from precsim.engine.tape import OPS, Node, backward
 from precsim.formats.arrays import array_module
 from precsim.formats.registry import AnyFormat
@@ -49,6 +50,13 @@ class Tensor:
         self.grad: Tensor | None = None
 
     @property
+    def origin(self) -> Origin:
+        """What it is to the rules of a policy: a weight, a gradient, or another input."""
+        if self.is_weight:
+            return Origin.WEIGHT
+        return Origin.GRADIENT if self.is_gradient else Origin.INPUT
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the array."""
         return self.data.shape
@@ -87,7 +95,8 @@ class Tensor:
             raise ValueError(msg)
         xp = array_module(self.data)
         seed = xp.ones_like(self.data) if gradient is None else gradient
-        seed = seed if isinstance(seed, Tensor) else Tensor(xp.asarray(seed, self.data.dtype))
+        seed = seed.data if isinstance(seed, Tensor) else xp.asarray(seed, self.data.dtype)
+        seed = Tensor(seed, is_gradient=True)
         if seed.shape != self.shape:
             msg = f"backward(): expected a gradient of shape {self.shape}; got {seed.shape}"
             raise ValueError(msg)

@@ -131,7 +131,7 @@ def describe_formats(policy: Policy) -> dict[str, Any]:
     precisions = [getattr(policy, role) for role in PHASES]
     accumulators = [policy.accumulator]
     for rule in policy.rules:
-        precisions += [rule.inputs, rule.gradient_inputs, rule.output]
+        precisions += rule.precisions
         accumulators.append(rule.accumulator)
     names = {p.format for p in precisions if isinstance(p, Precision)}
     for accumulator in accumulators:

@@ -278,20 +278,12 @@ def at_least(policy: Policy, floor: str) -> Policy:
     What follows its operands ("widest"), or is neither narrower nor wider (bf16 beside fp16), stays.
     """
 
-    def lifted(precision: Precision | None) -> Precision | None:
-        low = precision is not None and _narrower(precision.format, floor)
+    def lifted(precision: Precision) -> Precision:
+        low = _narrower(precision.format, floor)
         return Precision(format(floor).name) if low else precision
 
     roles: dict[str, Any] = {role: lifted(getattr(policy, role)) for role in PHASES}
-    rules = tuple(
-        replace(
-            rule,
-            inputs=lifted(rule.inputs),
-            gradient_inputs=lifted(rule.gradient_inputs),
-            output=lifted(rule.output),
-        )
-        for rule in policy.rules
-    )
+    rules = tuple(rule.with_precisions(lifted) for rule in policy.rules)
     return replace(policy, rules=rules, **roles)
 
 

@@ -198,9 +198,10 @@ class Cells(HTMLParser):
             self.cells[-1] += data
 
 
-def test_tables_as_text_as_html_and_for_rich():
+def test_tables_as_text_as_html_and_for_rich(monkeypatch):
     from rich.console import Console
 
+    monkeypatch.setenv("COLUMNS", "100")
     with ps.using("fp16"), ps.observe() as obs:
         small_loss()
     worst = obs.worst(1)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from precsim import testing
 from precsim.formats import exact
 from precsim.formats.format import Format, Specials
-from precsim.formats.kernels import BLOCK_BYTES
 from precsim.formats.modes import Overflow, Rounding
 from precsim.formats.quantize import quantize
 from precsim.formats.registry import format
+from precsim.formats.scratch import BLOCK_BYTES
 
 by_name = operator.attrgetter("name")
 MODES = list(Rounding)

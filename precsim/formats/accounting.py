@@ -20,10 +20,11 @@ import numpy.typing as npt
 
 from precsim.formats.arrays import Array, array_module, as_float
 from precsim.formats.format import Format
-from precsim.formats.kernels import BLOCK_BYTES, climbs, round_into
+from precsim.formats.kernels import climbs, round_into
 from precsim.formats.modes import Mode, Overflow, Rounding, stochastic
 from precsim.formats.quantize import quantize, random_words, resolve_modes
 from precsim.formats.registry import AnyFormat, format
+from precsim.formats.scratch import BLOCK_BYTES
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,17 @@
 """Rounding whole arrays onto a format's grid, in place and in cache-sized blocks.
 
-The carrier's own adder does the rounding.  Add ``c = 1.5 * 2^k`` to x, with k chosen so that the
-spacing of carrier values around c is the spacing of the format around x; the sum is rounded to
-nearest, ties to even, by the processor; subtract c again and what is left is x on the grid.  The
-spacing around x follows from its exponent field (masked out of the bits, never from log2, which
-rounds up just below a power of two), bounded below by `emin`: that bound *is* gradual underflow.
-No step depends on the data, so a tensor that underflows costs what any other costs.
+x is divided by the spacing of the format around it, the quotient is rounded to a whole number, and
+that is multiplied by the spacing again.  The spacing is a power of two, so neither division nor
+multiplication rounds anything, and what is left is what processors do in one instruction for whole
+numbers: nearest with ties to even, truncation, floor, ceiling; the sign of zero survives them all.
+The spacing follows from the exponent field (masked out of the bits, never from log2, which rounds
+up just below a power of two), bounded below by `emin`: that bound *is* gradual underflow.  Its
+reciprocal follows from its bits by one subtraction.  No step depends on the data, so a tensor that
+underflows costs what any other costs.
 
-Where c would overflow the carrier (bf16 in float32: both have 8 exponent bits) the same rounding is
-an integer addition on the bits.  What neither can do in float32 goes through float64, which is
-exact because the float32 values are a subset.
-
-All other rounding modes follow from truncation and the remainder, which is exact in the carrier.
+Where a spacing has no reciprocal in the carrier (bf16 in float32: both have 8 exponent bits)
+rounding is an integer addition on the bits.  What neither can do in float32 goes through float64,
+which is exact because the float32 values are a subset.
 """
 
 from __future__ import annotations
@@ -25,14 +25,19 @@ import numpy as np
 
 from precsim.formats.arrays import Array, array_module
 from precsim.formats.format import Format, Specials
-from precsim.formats.modes import Mode, Overflow, Rounding, stochastic
+from precsim.formats.modes import Mode, Overflow, Rounding, Stochastic, Variant, stochastic
+from precsim.formats.scratch import BLOCK_BYTES, scratch
 from precsim.formats.stochastic import goes_up
-
-BLOCK_BYTES = 1 << 17
-"""Bytes of a block: with its scratch space it stays in the second-level cache."""
 
 ONE_PASS: dict[str, Callable[[Array, Array, Format, Mode, Overflow, Array | None], None]] = {}
 """What rounds the arrays of a module, by its name, in one pass; a backend registers it."""
+
+_MINDFUL = (Rounding.UP, Rounding.DOWN, Rounding.TO_ODD, Stochastic(Variant.EQUAL))
+"""Modes that may move a value up however close to its lower neighbour it lies."""
+
+
+_ONE_INSTRUCTION = (Rounding.NEAREST, Rounding.TOWARD_ZERO, Rounding.UP, Rounding.DOWN)
+"""Modes in which processors round signed numbers to whole ones."""
 
 
 def round_into(
@@ -58,9 +63,10 @@ def round_into(
         return
     flat_x, flat_out = x.reshape(-1), out.reshape(-1)
     flat_words = None if words is None else words.reshape(-1)
+    block = plan.block if array_module(x) is np else max(x.size, 1)
     with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
-        for start in range(0, flat_x.size, plan.block):
-            part = slice(start, start + plan.block)
+        for start in range(0, flat_x.size, block):
+            part = slice(start, start + block)
             block_words = None if flat_words is None else flat_words[part]
             plan.kernel(flat_x[part], flat_out[part], plan, rounding, overflow, block_words)
 
@@ -76,24 +82,30 @@ class Plan:
     uint: Any
     exponent_mask: Any
     magnitude_mask: Any
+    sign: Any
+    one: Any  # a 1 in the bits' type
     shift: Any  # fraction bits that the carrier has and the format has not
     keep_mask: Any  # all bits but those
+    top: Any  # the bits of 2^emax
+    mirror: Any  # the bits of 2^k, taken from this, are those of 2^-k
     lowest: Any  # 2^emin
     highest: Any  # 2^emax
-    magic: Any
     eps: Any
+    below_half: Any  # the largest number less than 1/2
     largest: Any
-    beyond: Any  # what overflow becomes: infinity, or NaN where there is none
+    flush_below: Any  # results smaller than this are zeros
+    quiet: Any  # place of the bit that makes a NaN of an infinity
 
 
 @lru_cache(maxsize=1024)
 def _plan(dtype: np.dtype[Any], fmt: Format) -> Plan:
     carrier, value = np.finfo(dtype), dtype.type
-    uint = np.uint32 if dtype == np.float32 else np.uint64
+    uint: Any = np.uint32 if dtype == np.float32 else np.uint64
     all_bits, magnitude = int(np.iinfo(uint).max), int(np.iinfo(uint).max) >> 1
     shift = carrier.nmant - fmt.man_bits
     kernel = _choose(dtype, fmt)
     with np.errstate(all="ignore"):
+        highest = value(2.0 ** max(fmt.emin, fmt.emax))
         return Plan(
             fmt=fmt,
             kernel=kernel,
@@ -102,14 +114,19 @@ def _plan(dtype: np.dtype[Any], fmt: Format) -> Plan:
             uint=uint,
             exponent_mask=uint(magnitude >> carrier.nmant << carrier.nmant),
             magnitude_mask=uint(magnitude),
+            sign=uint(magnitude + 1),
+            one=uint(1),
             shift=uint(shift),
             keep_mask=uint(all_bits >> shift << shift),
+            top=value(2.0**fmt.emax).view(uint),
+            mirror=uint(2 * carrier.maxexp - 2 << carrier.nmant),
             lowest=value(2.0**fmt.emin),
-            highest=value(2.0 ** max(fmt.emin, fmt.emax)),
-            magic=value(1.5 * 2.0**shift),
+            highest=highest,
             eps=value(fmt.eps),
+            below_half=np.nextafter(value(0.5), value(0)),
             largest=value(fmt.max),
-            beyond=value("inf" if fmt.has_inf else "nan"),
+            flush_below=value(fmt.smallest_normal if not fmt.subnormals and fmt.has_zero else 0),
+            quiet=uint(carrier.nmant - 1),
         )
 
 
@@ -126,44 +143,90 @@ def _choose(dtype: np.dtype[Any], fmt: Format) -> Callable[..., None]:
     same_exponents = fmt.emin == tiny and fmt.emax == carrier.maxexp - 1
     if same_exponents and fmt.specials is Specials.IEEE:
         return _round_by_bits
-    magic_fits = fmt.emax + shift + 1 < carrier.maxexp
-    if shift >= 2 and magic_fits and fmt.emin - fmt.man_bits >= tiny:
-        return _round_by_adding
+    largest_step = max(fmt.emin, fmt.emax) - fmt.man_bits
+    if tiny <= fmt.emin - fmt.man_bits and largest_step <= -tiny:  # steps and reciprocals, normal
+        return _round_in_steps
     return _round_in_float64
 
 
-def _round_by_adding(
+def _round_in_steps(
     x: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> None:
-    """Round through the carrier's adder (module docstring): formats of a smaller exponent range."""
-    xp = array_module(x)
-    binade = xp.empty_like(x)  # 2^exponent of each value, within the exponents of the format
-    xp.bitwise_and(x.view(plan.uint), plan.exponent_mask, out=binade.view(plan.uint))
+    """Round multiples of the spacing to whole numbers (module docstring)."""
+    xp, uint = array_module(x), plan.uint
+    step, multiple = scratch("step", x), scratch("multiple", x)
+    bits, field = multiple.view(uint), step.view(uint)
+    xp.bitwise_and(x.view(uint), plan.exponent_mask, out=field)
+    high = bool(field.max() >= plan.top)
     # NumPy's maximum of an array and a scalar takes several times as long as its clip.
-    xp.clip(binade, plan.lowest, plan.highest, out=binade)
-    if rounding is Rounding.NEAREST:
-        binade *= plan.magic
-        rounded = xp.add(x, binade)
-        rounded -= binade
+    xp.clip(step, plan.lowest, plan.highest, out=step)
+    step *= plan.eps
+    unsigned = rounding not in _ONE_INSTRUCTION
+    if unsigned:  # with the sign in the step, the multiple is a magnitude
+        xp.bitwise_and(x.view(uint), plan.sign, out=bits)
+        field |= bits
+    xp.subtract(plan.mirror, field, out=bits)
+    multiple *= x
+    if rounding in _MINDFUL and plan.fmt.quantum > 1:  # a multiple may be too small for the carrier
+        lost = (multiple == 0) & (x != 0)
+        xp.copyto(multiple, 0.25 if unsigned else xp.copysign(0.25, x), where=lost)
+    _round_to_whole(multiple, plan, rounding, words)
+    if high or not _plain(plan.fmt):
+        multiple *= step
+        _finish(x, multiple, out, plan, rounding, overflow, high=high)
     else:
-        magnitude = xp.abs(x)
-        step = binade * plan.eps
-        binade *= plan.magic
-        rounded = magnitude + binade
-        rounded -= binade
-        xp.copyto(rounded, rounded - step, where=rounded > magnitude)
-        _climb(magnitude, rounded, step, x, rounding, words)
-    _finish(x, rounded, out, plan, rounding, overflow)
+        xp.multiply(multiple, step, out=out)
+
+
+def _plain(fmt: Format) -> bool:
+    """Whether a rounded value that is not too large needs nothing else to be in the format."""
+    return fmt.has_negative_zero and (fmt.subnormals or not fmt.has_zero)
+
+
+def _round_to_whole(z: Array, plan: Plan, rounding: Mode, words: Array | None) -> None:
+    """Round to whole numbers, in place."""
+    xp = array_module(z)
+    if rounding is Rounding.NEAREST:
+        xp.rint(z, out=z)
+    elif rounding is Rounding.TOWARD_ZERO:
+        xp.trunc(z, out=z)
+    elif rounding is Rounding.UP:
+        xp.ceil(z, out=z)
+    elif rounding is Rounding.DOWN:
+        xp.floor(z, out=z)
+    elif rounding is Rounding.NEAREST_AWAY:
+        z += plan.below_half  # adding 1/2 itself would lift the number before 1/2 to 1
+        xp.floor(z, out=z)
+    elif rounding is Rounding.TO_ODD:
+        inexact = xp.trunc(z) != z
+        xp.copyto(z, 2 * xp.floor(z / 2) + 1, where=inexact)
+    else:
+        variant = stochastic(rounding)
+        assert variant is not None
+        assert words is not None
+        rest = scratch("rest", z)
+        xp.floor(z, out=rest)
+        z -= rest
+        up = goes_up(variant, z, words)
+        z[...] = up
+        z += rest
 
 
 def _round_by_converting(
     x: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> None:
     """Round float64 to fp32 by the processor's own conversion, which rounds to nearest even."""
-    if rounding is Rounding.NEAREST:
-        _finish(x, x.astype(np.float32).astype(np.float64), out, plan, rounding, overflow)
+    if rounding is not Rounding.NEAREST:
+        _round_in_steps(x, out, plan, rounding, overflow, words)
+        return
+    narrow = scratch("narrow", x, np.float32)
+    narrow[...] = x
+    if overflow is Overflow.IEEE and _plain(plan.fmt):
+        out[...] = narrow
     else:
-        _round_by_adding(x, out, plan, rounding, overflow, words)
+        rounded = scratch("multiple", x)
+        rounded[...] = narrow
+        _finish(x, rounded, out, plan, rounding, overflow)
 
 
 def _round_by_bits(
@@ -174,49 +237,66 @@ def _round_by_bits(
     A carry out of the fraction moves the exponent up by one, which is the right answer everywhere,
     from the largest subnormal (to the smallest normal) to `max` (to infinity).
     """
-    xp = array_module(x)
-    bits = x.view(plan.uint) & plan.magnitude_mask
-    rounded = bits.view(x.dtype)
-    if rounding is not Rounding.NEAREST:
-        magnitude = rounded.copy()
-        step = xp.maximum((bits & plan.exponent_mask).view(x.dtype), plan.lowest)
-        step *= plan.eps
+    xp, shift = array_module(x), int(plan.shift)
+    source, rounded = x.view(plan.uint), scratch("multiple", x)
+    bits = rounded.view(plan.uint)
+    if shift == 0 or rounding is Rounding.TOWARD_ZERO:
+        xp.bitwise_and(source, plan.keep_mask, out=bits)
+    elif rounding is Rounding.NEAREST:
+        xp.right_shift(source, plan.shift, out=bits)
+        bits &= plan.one
+        bits += plan.uint((1 << shift - 1) - 1)
+        bits += source
         bits &= plan.keep_mask
-        _climb(magnitude, rounded, step, x, rounding, words)
-    elif plan.shift:
-        odd = bits >> plan.shift
-        odd &= plan.uint(1)
-        odd += plan.uint((1 << int(plan.shift) - 1) - 1)
-        bits += odd
+    elif rounding is Rounding.STOCHASTIC and shift <= 32:
+        # The first `shift` bits of the word are less than the bits to be dropped iff these carry
+        # when the complement of those is added.
+        assert words is not None
+        noise = scratch("noise", words)
+        xp.invert(words, out=noise)
+        noise >>= np.uint32(32 - shift)
+        xp.add(source, noise, out=bits)
         bits &= plan.keep_mask
-    nan = xp.isnan(x)
-    if nan.any():  # a carry out of a NaN's fraction would make it a number
-        xp.copyto(rounded, x, where=nan)
-    _finish(x, rounded, out, plan, rounding, overflow)
+    elif x.dtype == np.float32:
+        _round_in_float64(x, out, plan, rounding, overflow, words)
+        return
+    else:
+        _climb(x, rounded, plan, rounding, words)
+    if xp.isnan(x.max()):  # a carry out of a NaN's fraction would make it a number
+        xp.copyto(rounded, x, where=xp.isnan(x))
+    # The carry makes infinities of itself, and truncation none.
+    stops = overflow is Overflow.SATURATE or rounding in _MINDFUL
+    if stops or not _plain(plan.fmt):
+        _finish(x, rounded, out, plan, rounding, overflow, high=stops)
+    else:
+        out[...] = rounded
 
 
 def _round_in_float64(
     x: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> None:
     """Round a float32 block in float64, of which its values and the format's are a subset."""
-    wide = x.astype(np.float64)
-    plan = _plan(wide.dtype, plan.fmt)
-    plan.kernel(wide, wide, plan, rounding, overflow, words)
-    out[...] = wide
+    half = max(plan.block // 2, 1) if array_module(x) is np else max(x.size, 1)
+    plan = _plan(np.dtype(np.float64), plan.fmt)
+    for start in range(0, x.size, half):
+        part = slice(start, start + half)
+        wide = scratch("wide", x[part], np.float64)
+        wide[...] = x[part]
+        block_words = None if words is None else words[part]
+        plan.kernel(wide, wide, plan, rounding, overflow, block_words)
+        out[part] = wide
 
 
-def _climb(
-    magnitude: Array,
-    lower: Array,
-    step: Array,
-    signed: Array,
-    rounding: Mode,
-    words: Array | None,
-) -> None:
-    """Move `lower`, the truncated magnitude, up one step wherever the rounding mode says so."""
-    if rounding is not Rounding.TOWARD_ZERO:
-        up = climbs(magnitude, lower, step, signed, rounding, words)
-        array_module(lower).copyto(lower, lower + step, where=up)  # CuPy's ufuncs take no where
+def _climb(signed: Array, rounded: Array, plan: Plan, rounding: Mode, words: Array | None) -> None:
+    """Truncate the bits, then move up one step wherever the rounding mode says so."""
+    xp = array_module(signed)
+    magnitude = xp.abs(signed)
+    bits = magnitude.view(plan.uint)
+    step = xp.clip((bits & plan.exponent_mask).view(signed.dtype), plan.lowest, plan.highest)
+    step *= plan.eps
+    lower = (bits & plan.keep_mask).view(signed.dtype)
+    step *= climbs(magnitude, lower, step, signed, rounding, words)
+    xp.copysign(lower + step, signed, out=rounded)
 
 
 def climbs(
@@ -254,53 +334,55 @@ def climbs(
 
 
 def _finish(
-    x: Array, rounded: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow
+    x: Array,
+    rounded: Array,
+    out: Array,
+    plan: Plan,
+    rounding: Mode,
+    overflow: Overflow,
+    *,
+    high: bool = True,
 ) -> None:
     """Apply the format's edges to `rounded` (flushing, overflow, specials, sign) and store it.
 
-    Two reductions, whose comparisons a NaN fails too, tell whether any value is beyond the edge.
+    Two reductions, whose comparisons a NaN fails too, tell whether any value is beyond the edge;
+    with `high` false it is known that none is.
     """
-    xp = array_module(x)
-    fmt = plan.fmt
-    if not fmt.subnormals and fmt.has_zero:
-        xp.copyto(rounded, 0, where=xp.abs(rounded) < fmt.smallest_normal)
-    homeless = None  # NaN where the format has none
-    if not (rounded.max() <= plan.largest and rounded.min() >= -plan.largest):
+    xp, fmt = array_module(x), plan.fmt
+    if plan.flush_below:
+        rounded *= xp.abs(rounded) >= plan.flush_below
+    if high and not (rounded.max() <= plan.largest and rounded.min() >= -plan.largest):
         _treat_overflow(x, rounded, plan, rounding, overflow)
-        homeless = None if fmt.has_nan else xp.isnan(rounded)
+        if not fmt.has_nan and xp.isnan(rounded.max()):
+            xp.copyto(rounded, 0, where=xp.isnan(rounded))
+    if not fmt.has_negative_zero:
+        rounded += 0  # -0 + 0 is +0
     if fmt.signed:
-        xp.copysign(rounded, x, out=out)
-        if not fmt.has_negative_zero:
-            out += 0  # -0 + 0 is +0
+        out[...] = rounded
     else:
         negative = x < 0
         xp.maximum(rounded, x.dtype.type(fmt.min), out=out)  # a scale has no zero
         xp.copyto(out, x.dtype.type("nan" if fmt.has_nan else 0), where=negative)
-    if homeless is not None:
-        xp.copyto(out, 0, where=homeless)
 
 
 def _treat_overflow(
     x: Array, rounded: Array, plan: Plan, rounding: Mode, overflow: Overflow
 ) -> None:
-    """Replace what is beyond the largest value by that, an infinity or NaN."""
-    xp = array_module(x)
-    saturate = overflow is Overflow.SATURATE
+    """Replace what is beyond the largest value by that, an infinity or NaN.
+
+    A directed mode rounds a finite overflow back to the largest finite value on one side or both.
+    """
+    xp, saturate = array_module(x), overflow is Overflow.SATURATE
+    inward = saturate or rounding in (Rounding.TOWARD_ZERO, Rounding.TO_ODD)
+    infinity = x.dtype.type("inf")
+    low = plan.largest if inward or rounding is Rounding.UP else infinity
+    high = plan.largest if inward or rounding is Rounding.DOWN else infinity
+    xp.clip(rounded, -low, high, out=rounded)
+    if saturate:
+        return
     beyond = xp.abs(rounded) > plan.largest
-    xp.copyto(rounded, plan.largest if saturate else plan.beyond, where=beyond)
-    if not saturate:
-        xp.copyto(rounded, plan.largest, where=beyond & _stops_at_max(x, rounding))
-
-
-def _stops_at_max(x: Array, rounding: Mode) -> Array:
-    """Return where a directed mode rounds a finite overflow back to the largest finite value."""
-    xp = array_module(x)
-    if rounding in (Rounding.TOWARD_ZERO, Rounding.TO_ODD):
-        inward = xp.ones_like(x, dtype=bool)
-    elif rounding is Rounding.UP:
-        inward = x < 0
-    elif rounding is Rounding.DOWN:
-        inward = x > 0
-    else:
-        inward = xp.zeros_like(x, dtype=bool)
-    return xp.isfinite(x) & inward  # type: ignore[no-any-return]
+    beyond |= xp.isinf(x)
+    rounded /= ~beyond  # by 1, or by 0, which gives an infinity of the same sign
+    if not plan.fmt.has_inf:
+        bits = rounded.view(plan.uint)
+        bits |= beyond.astype(plan.uint) << plan.quiet

@@ -19,6 +19,7 @@ from precsim.formats.format import Format
 from precsim.formats.modes import Mode, Rounding, Stochastic, Variant, rounding_mode, stochastic
 from precsim.formats.registry import AnyFormat, element_of
 from precsim.formats.registry import format as resolve
+from precsim.formats.scratch import scratch
 
 
 def goes_up(variant: Stochastic, rest: Array, words: Array) -> Array:
@@ -27,16 +28,39 @@ def goes_up(variant: Stochastic, rest: Array, words: Array) -> Array:
     A rest of 0 or NaN never goes up.  Every comparison is exact, and the same in both carriers: t
     has 32 bits and half a cell one more, so float64 holds both, and a power of two scales exactly.
     """
+    xp = array_module(rest)
     if variant.variant is Variant.EXACT:
+        if rest.dtype == np.float32:
+            return _exceeds(rest, words)
         return (words + 0.5) * 2.0**-32 < rest
     if variant.variant is Variant.EQUAL:
         return (words < 1 << 31) & (rest > 0)
     bits = variant.bits or 0
-    t = words >> (32 - bits)
+    t = (words >> (32 - bits)).astype(rest.dtype if bits < 24 else np.float64)
     if variant.variant is Variant.C:
-        return t < array_module(rest).rint(rest * 2.0**bits)  # type: ignore[no-any-return]
+        return t < xp.rint(rest * 2.0**bits)  # type: ignore[no-any-return]
     # t < floor(d 2^n) iff t + 1 <= d 2^n, and t < floor(d 2^n + 1/2) iff t + 1/2 <= d 2^n.
-    return (t + (1.0 if variant.variant is Variant.A else 0.5)) * 2.0**-bits <= rest
+    t += 1.0 if variant.variant is Variant.A else 0.5
+    t *= 2.0**-bits
+    return t <= rest
+
+
+def _exceeds(rest: Array, words: Array) -> Array:
+    """Return where float32 distances exceed (w + 1/2) / 2^32, without leaving float32.
+
+    The first 24 bits of a word fit, and decide unless the distance lies between them and the next
+    larger 24 bits: for one in 2^24 of the words, if the distance has more bits at all.
+    """
+    xp = array_module(rest)
+    first, ahead = scratch("first", words), scratch("ahead", rest)
+    xp.right_shift(words, np.uint32(8), out=first)
+    ahead[...] = first.view(np.int32)  # NumPy converts signed integers faster
+    excess = xp.subtract(rest * np.float32(2.0**24), ahead, out=ahead)
+    up = excess > 0
+    doubtful = up & (excess < 1)
+    if doubtful.any():
+        up[doubtful] = ((words[doubtful] & 255) + 0.5) / 256 < excess[doubtful]
+    return up  # type: ignore[no-any-return]
 
 
 def prob_up(

@@ -16,8 +16,8 @@ from itertools import product
 import numpy as np
 
 from precsim.formats.arrays import Array, array_module
-from precsim.formats.kernels import BLOCK_BYTES
 from precsim.formats.scaled import ALL, Block
+from precsim.formats.scratch import BLOCK_BYTES
 
 Slab = tuple[slice, slice, slice, slice]
 

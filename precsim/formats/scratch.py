@@ -1,0 +1,45 @@
+"""Scratch memory for kernels that go through an array in blocks: each thread has its own, and keeps it.
+
+A block's intermediate results are as large as the block.  Making new arrays for them costs page
+faults, which cost more than the arithmetic does.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from precsim.formats.arrays import Array, array_module
+
+BLOCK_BYTES = 1 << 17
+"""Bytes of a block: with its scratch space it stays in the second-level cache."""
+
+_ALIGNMENT = 64
+
+
+class _Memory(threading.local):
+    def __init__(self) -> None:
+        self.slots: dict[str, Array] = {}
+
+
+_memory = _Memory()
+
+
+def scratch(slot: str, like: Array, dtype: Any = None) -> Array:
+    """Return an array of any values, of the size of a one-dimensional one and of its dtype.
+
+    The next call with the same `slot` returns the same memory, in the same thread; two arrays that
+    are in use at once need two slots.  What is larger than a block, or not NumPy's, is a new array.
+    """
+    dtype = like.dtype if dtype is None else np.dtype(dtype)
+    size = like.size * dtype.itemsize
+    if size > BLOCK_BYTES or array_module(like) is not np:
+        return array_module(like).empty(like.shape, dtype)  # type: ignore[no-any-return]
+    memory = _memory.slots.get(slot)
+    if memory is None:
+        raw = np.empty(BLOCK_BYTES + _ALIGNMENT, np.uint8)
+        start = -raw.__array_interface__["data"][0] % _ALIGNMENT
+        memory = _memory.slots[slot] = raw[start : start + BLOCK_BYTES]
+    return memory[:size].view(dtype)

@@ -19,6 +19,7 @@ from precsim.formats.format import Format
 from precsim.formats.registry import format
 from precsim.runs.replay import recorded_ops
 from precsim.runs.run import StoredRun
+from precsim.runs.store import read_index
 
 COLLAPSED = 1.0
 """A scale below this makes gradients smaller, which helps no underflow: something else is wrong."""
@@ -85,9 +86,10 @@ def timeline(run: StoredRun) -> Timeline:
         for r in records
         if r.skipped
     )
+    headroom = _headroom(run)
     return Timeline(
         steps, scale, skipped, np.array([r.flushed for r in records], np.float64),
-        np.array([_headroom(run, int(step)) for step in steps], np.float64),
+        np.array([headroom.get(r.step, float("nan")) for r in records], np.float64),
         skips, _alarm(steps, scale, skips),
     )  # fmt: skip
 
@@ -110,14 +112,18 @@ def _skip(run: StoredRun, step: int, scale: float, *, calibration: bool) -> Skip
     )  # fmt: skip
 
 
-def _headroom(run: StoredRun, step: int) -> float:
-    """Return the least log2(max / amax) of the step's recorded backward ops."""
-    found = []
-    for row in recorded_ops(run.path, step).rows():
-        fmt = format(row["format"]) if row["phase"] == "backward" else None
-        if isinstance(fmt, Format) and 0 < row["amax"] < float("inf"):
-            found.append(log2(fmt.max) - log2(row["amax"]))
-    return min(found, default=float("nan"))
+def _headroom(run: StoredRun) -> dict[int, float]:
+    """Return the least log2(max / amax) of each step's recorded backward ops."""
+    found: dict[int, float] = {}
+    for entry in read_index(run.path).of("ops"):
+        table = run.ops(range(entry.first, entry.last + 1), phase="backward")
+        columns = (table[name].tolist() for name in ("step", "format", "amax"))
+        for step, name, amax in zip(*columns, strict=True):
+            fmt = format(name)
+            if isinstance(fmt, Format) and 0 < amax < float("inf"):
+                room = log2(fmt.max) - log2(amax)
+                found[step] = min(found.get(step, room), room)
+    return found
 
 
 def _alarm(

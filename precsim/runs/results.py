@@ -105,6 +105,11 @@ class Run:
     trouble: Trouble | None = None
     died_at: int | None = None
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of letters of the text."""
+        return self.corpus.vocabulary_size
+
     def note(self, record: StepRecord, rows: list[OpCounts], policy: Policy) -> None:
         """Take in what one more step did."""
         self.records.append(record)

@@ -74,6 +74,11 @@ class StoredRun(Run):
         return f"StoredRun({str(self.path)!r}, steps {self.manifest.start} to {reached - 1})"
 
     @property
+    def vocabulary(self) -> int:
+        """Number of letters of the text, which need not be there for it."""
+        return int(self.manifest.corpus["vocabulary"])
+
+    @property
     def checkpoints(self) -> list[int]:
         """The steps that a checkpoint stands before."""
         return [entry.first for entry in self._index.of("ckpt")]

@@ -55,7 +55,7 @@ def summarize(run: Run) -> Summary:
         steps=len(run.records),
         loss=run.final_loss(),
         valid_loss=run.valid_loss(),
-        guess=log(run.corpus.vocabulary_size),
+        guess=log(run.vocabulary),
         flushed=total(run.counts.values(), phase="backward").flushed_share,
         lost_updates=total(run.counts.values()).swamped_share,
         skipped=sum(record.skipped for record in run.records),

@@ -21,8 +21,8 @@ WORTH_SAYING = 0.05
 """Shares of flushed gradients and lost updates below this are not mentioned as damage."""
 
 
-def verdict(run: Summary, reference: Summary) -> str:
-    """Return one sentence about a run, against the reference run on the same data.
+def verdict(run: Summary, reference: Summary | None) -> str:
+    """Return one sentence about a run, against the reference run on the same data, if there is one.
 
     A run that died is said to be dead; a reference that died is not compared with.
     """
@@ -47,12 +47,15 @@ def _guesses(run: Summary, reference: Summary) -> bool:
     return run.valid_loss > max(run.guess, reference.valid_loss * (1 + LEVEL))
 
 
-def _ending(run: Summary, reference: Summary) -> tuple[str, bool]:
+def _ending(run: Summary, reference: Summary | None) -> tuple[str, bool]:
     """Say how a run ended; and whether that is as good as the reference."""
     if run.diverged:
         where = f" at step {run.died_at}" if run.died_at is not None else ""
         return f"dies{where}: its weights are no longer finite", False
-    ours, best = run.valid_loss, reference.valid_loss
+    ours = run.valid_loss
+    if reference is None:
+        return f"ends with a validation loss of {ours:.2f} (guessing: {run.guess:.2f})", True
+    best = reference.valid_loss
     if run is reference:
         return f"is the reference, with a validation loss of {ours:.2f}", True
     if not isfinite(best) or not isfinite(ours):

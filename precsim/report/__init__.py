@@ -1,0 +1,1 @@
+"""Recorded runs as one HTML file that can be sent to somebody: tables, curves, a step player."""

@@ -1,0 +1,142 @@
+"""A recorded run as plain data: what the report's templates and its script read."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from precsim.analyse.timeline import Skip, timeline
+from precsim.engine.policy import Policy
+from precsim.report import player
+from precsim.report.drifts import Point, drifts
+from precsim.runs.config import TrainConfig
+from precsim.runs.data import DataError
+from precsim.runs.files import DamagedError
+from precsim.runs.lines import dump
+from precsim.runs.results import StepRecord
+from precsim.runs.run import StoredRun
+from precsim.runs.summary import Summary, summarize
+from precsim.show.style import look
+
+POINTS = 1500
+"""Points of a curve: of a longer run every so many steps are drawn."""
+
+LONGEST_TIMELINE = 3000
+"""Steps of a run up to which the op behind each skip is looked up."""
+
+
+@dataclass
+class Collected:
+    """A run, ready to be drawn.  `curves` are columns by name, thinned to `POINTS`; None is NaN."""
+
+    name: str
+    path: str
+    format: str
+    config: TrainConfig
+    summary: Summary
+    records: Sequence[StepRecord]
+    curves: dict[str, list[Any]]
+    skips: tuple[Skip, ...]
+    alarm: str
+    drift: list[Point]
+    player: dict[str, Any]
+    changes: list[str]
+    command: str
+    formats: dict[str, Any]
+    fingerprint: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the run has a loss scale to speak of."""
+        return any(r.scale != 1 or r.skipped for r in self.records)
+
+
+def collect(run: StoredRun, name: str, *, rows: int, points: int) -> Collected:
+    """Read a run; at most `rows` ops of its steps, and the drift at `points` checkpoints.
+
+    Raises `RunError` where it is damaged, or has no step yet.
+    """
+    records = run.records
+    if not records:
+        msg = f"{run.path} has no step yet: there is nothing to report"
+        raise DamagedError(msg)
+    summary = summarize(run)
+    notes: list[str] = []
+    skips, alarm, headroom = _skips(run, notes)
+    must = [summary.trouble.step] if summary.trouble else []
+    shown = player.collect(run, [*must, *(skip.step for skip in skips[:6])], rows)
+    try:
+        drift = drifts(run, points)
+    except DataError as error:
+        drift = []
+        notes.append(f"drift was not computed: {error}")
+    return Collected(
+        name, str(run.path), format_of(run.config), run.config, summary, records,
+        _curves(records, headroom), skips, alarm, drift, shown, list(map(str, run.changes)),
+        command(run, name), dict(run.manifest.formats), dict(run.manifest.fingerprint), notes,
+    )  # fmt: skip
+
+
+def format_of(config: TrainConfig) -> str:
+    """Return the format whose colour a run gets: that of its activations."""
+    name = Policy.parse(config.policy).activations.format
+    return "fp32" if name in ("widest", "none") else name
+
+
+def _skips(run: StoredRun, notes: list[str]) -> tuple[tuple[Skip, ...], str, list[float]]:
+    """Return the skips, the alarm and the headroom, or say why there are none."""
+    if len(run.records) > LONGEST_TIMELINE:
+        notes.append(
+            f"the ops behind its skips are not shown, the run has more than {LONGEST_TIMELINE} "
+            f"steps: precsim scale {run.path}"
+        )
+        return (), "", []
+    try:
+        found = timeline(run)
+    except DataError as error:
+        notes.append(f"the ops behind its skips are not shown: {error}")
+        return (), "", []
+    return found.skips, found.alarm, found.headroom.tolist()
+
+
+def _curves(records: Sequence[StepRecord], headroom: list[float]) -> dict[str, list[Any]]:
+    every = max(1, -(-len(records) // POINTS))
+    kept = [r for n, r in enumerate(records) if n % every == 0 or r.valid_loss is not None]
+    names = ("step", "loss", "valid_loss", "lr", "scale", "grad_norm", "flushed", "lost_updates")
+    curves = {name: [_number(getattr(r, name)) for r in kept] for name in names}
+    curves["skipped"] = [r.skipped for r in kept]
+    rooms = dict(zip((r.step for r in records), headroom, strict=False))
+    curves["headroom"] = [_number(rooms.get(r.step)) for r in kept]
+    return curves
+
+
+def _number(value: float | None) -> float | int | None:
+    """Return six digits of a number; None for what is none."""
+    if value is None or isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if np.isfinite(value) else None
+
+
+def command(run: StoredRun, name: str) -> str:
+    """Return the command line that makes the run again, from the same text and precsim's version."""
+    config, parent = run.config, run.manifest.parent
+    if parent is not None:
+        changes = {**parent["changes"]}
+        words = ["precsim", "fork", str(parent["path"]), "--at", str(parent["at"])]
+    else:
+        plain = TrainConfig().to_dict()
+        changes = {k: v for k, v in config.to_dict().items() if v != plain[k]}
+        words = ["precsim", "train"]
+    for key, value in changes.items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else dump(value)}"]
+    return shlex.join([*words, "-o", name])
+
+
+def hue(fmt: str) -> str:
+    """Return the colour of a format as "#rrggbb"."""
+    return look(fmt).hue

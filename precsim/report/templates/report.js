@@ -1,0 +1,428 @@
+"use strict";
+// The moving parts of the report.  Text of a run reaches the page by textContent only, or escaped.
+(async () => {
+  const $ = (id) => document.getElementById(id);
+  if (typeof DecompressionStream === "undefined") return;  // the tables are there without it
+
+  async function unpack(id) {
+    const bytes = Uint8Array.from(atob($(id).textContent.trim()), (c) => c.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Response(stream).text();
+  }
+  const data = JSON.parse(await unpack("data"));
+  const state = { run: 0, at: 0, op: null, phase: "all", worst: false, text: "", metric: "flushed" };
+  document.querySelectorAll("details[data-open]").forEach((d) => { d.open = false; });
+
+  // ---- text and colour ----
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const escape = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  function tint(hue) {  // as the style sheet's color-mix: lighter on dark paper
+    if (!dark.matches) return hue;
+    const mixed = [1, 3, 5].map((i) => Math.round(0.55 * parseInt(hue.slice(i, i + 2), 16) + 0.45 * 244));
+    return `rgb(${mixed.join(",")})`;
+  }
+  function share(part) {
+    if (part > 0 && part < 0.001) return "<0.1%";
+    if (part < 0.1) return part ? `${(100 * part).toFixed(1)}%` : "0%";
+    return part >= 0.995 && part < 1 ? `${Math.min(99.9, 100 * part).toFixed(1)}%` : `${Math.round(100 * part)}%`;
+  }
+  const brief = (x, digits = 3) => (x === null || x === undefined ? "not finite" : Number(x.toPrecision(digits)).toString());
+  const power = (e) => `2<sup>${e < 0 ? "\u2212" : ""}${Math.abs(e)}</sup>`;
+  const scaleText = (s) => (s > 0 && Number.isInteger(Math.log2(s)) ? `2^${Math.log2(s)}` : brief(s));
+  function make(tag, text, className) {
+    const element = document.createElement(tag);
+    if (text !== undefined) element.textContent = text;
+    if (className) element.className = className;
+    return element;
+  }
+
+  // ---- one op of one step ----
+  const run = () => data.runs[state.run];
+  const step = () => run().player.steps[state.at];
+  const phaseOf = (role) => ({ weights: "forward", activations: "forward", loss: "forward",
+    gradients: "backward", weight_gradients: "backward" }[role] || "update");
+  function look(columns, row) {
+    const [path, call, format] = run().player.ops[columns.op[row]];
+    const [role] = path.split("/", 1);
+    const cut = path.lastIndexOf("/");
+    const n = columns.n[row], zeros = columns.zeros[row], of = n ? 1 / n : 0;
+    const parts = { zero: zeros * of, flushed: columns.flushed[row] * of, subnormal: columns.subnormal[row] * of,
+      overflow: columns.overflow[row] * of, nan: columns.nan[row] * of };
+    parts.normal = n ? Math.max(0, 1 - parts.zero - parts.flushed - parts.subnormal - parts.overflow - parts.nan) : 0;
+    return { number: columns.op[row], row, path, call, format, role, phase: phaseOf(role),
+      scope: path.slice(role.length + 1, Math.max(role.length + 1, cut)), kind: path.slice(cut + 1),
+      n, parts, err: columns.err[row], amax: columns.amax[row], hist: columns.hist[row],
+      flushed: n > zeros ? columns.flushed[row] / (n - zeros) : 0, lost: columns.updates[row] ? columns.swamped[row] / columns.updates[row] : null };
+  }
+  const bad = (op) => op.parts.overflow > 0 || op.parts.nan > 0 || op.flushed > 0.5;
+
+  function chip(op) {
+    const shown = data.kinds.filter((kind) => op.parts[kind] > 0);
+    const wide = shown.map((kind) => Math.max(0.04, op.parts[kind]));
+    const whole = wide.reduce((a, b) => a + b, 0);
+    let at = 0;
+    const stops = shown.map((kind, i) => {
+      const from = at; at += 100 * wide[i] / whole;
+      return `${data.colours[kind]} ${from.toFixed(1)}% ${at.toFixed(1)}%`;
+    });
+    const element = make("span", undefined, "chip");
+    if (stops.length) element.style.background = `linear-gradient(90deg,${stops.join(",")})`;
+    element.title = shown.map((kind) => `${kind} ${share(op.parts[kind])}`).join(", ") || "no values";
+    element.setAttribute("role", "img"); element.setAttribute("aria-label", element.title);
+    return element;
+  }
+
+  // ---- the list of ops ----
+  function chosen() {
+    const columns = step();
+    let ops = columns.op.map((_, row) => look(columns, row));
+    if (state.phase !== "all") ops = ops.filter((op) => op.phase === state.phase);
+    if (state.text) ops = ops.filter((op) => `${op.path} ${op.format}`.includes(state.text));
+    if (state.worst) {
+      const badness = (op) => (op.parts.nan > 0 ? 4 : 0) + (op.parts.overflow > 0 ? 2 : 0) + op.flushed + Math.min(0.1, (op.err || 0) / 1e3);
+      ops.sort((a, b) => badness(b) - badness(a));
+    }
+    return ops;
+  }
+  function list() {
+    const ops = chosen(), body = $("rows"), rows = [];
+    let phase = "";
+    for (const op of ops) {
+      if (!state.worst && op.phase !== phase) {
+        phase = op.phase;
+        const row = make("tr", undefined, "phase"), cell = make("td", phase);
+        cell.colSpan = 6; row.append(cell); rows.push(row);
+      }
+      const row = make("tr"), name = make("td", undefined, "left"), format = make("td", undefined, "left");
+      row.dataset.op = op.number;
+      name.append(make("span", op.scope ? `${op.scope} ` : "", "op-scope"),
+        make("span", op.kind + (op.call ? ` #${op.call}` : ""), bad(op) ? "bad" : "op-kind"));
+      name.title = op.path;
+      const hue = make("span", op.format, "fmt");
+      hue.style.setProperty("--hue", (data.formats[op.format] || {}).hue || "#767676");
+      format.append(hue);
+      const health = make("td", undefined, "left"); health.append(chip(op));
+      row.append(name, format, health, make("td", op.lost === null ? share(op.flushed) : share(op.flushed)),
+        make("td", share(op.parts.overflow)), make("td", op.err === null ? "" : brief(op.err, 2)));
+      rows.push(row);
+    }
+    body.replaceChildren(...rows);
+    $("count").textContent = `${ops.length} of ${step().op.length} ops`;
+    if (!ops.some((op) => op.number === state.op)) state.op = ops.length ? (ops.find(bad) || ops[0]).number : null;
+    mark();
+  }
+  function mark() {
+    for (const row of $("rows").children) {
+      if (row.dataset.op !== undefined) row.setAttribute("aria-selected", String(Number(row.dataset.op) === state.op));
+    }
+  }
+  function reveal() {
+    const row = [...$("rows").children].find((r) => Number(r.dataset.op) === state.op);
+    const box = $("list");
+    if (row && (row.offsetTop < box.scrollTop + 60 || row.offsetTop > box.scrollTop + box.clientHeight - 40))
+      box.scrollTop = row.offsetTop - box.clientHeight / 2;
+  }
+
+  // ---- charts ----
+  let Plotly = null;
+  const config = { displayModeBar: false, responsive: true };
+  const small = () => window.innerWidth < 620;
+  function layout(more) {
+    const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true, ticks: "" };
+    const { axes = ["xaxis", "yaxis"], ...rest } = more;
+    const base = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 54, r: 16, t: 34, b: 40 },
+      font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", size: 13, color: css("--ink") },
+      hoverlabel: { bgcolor: css("--panel"), bordercolor: css("--line"), font: { color: css("--ink") }, align: "left" },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", xanchor: "left" }, showlegend: data.runs.length > 1 };
+    for (const name of axes) rest[name] = { ...axis, ...(rest[name] || {}) };
+    return { ...base, ...rest };
+  }
+  const cursors = {};
+  const cursor = () => ({ type: "line", xref: "x", yref: "paper", x0: 0, x1: 0, y0: 0, y1: 1, visible: false, line: { color: css("--quiet"), width: 1, dash: "dot" } });
+  const dashes = ["solid", "dash", "dot", "dashdot"];
+  function styleOf(number) {  // runs of one colour differ in their dashes
+    const hue = data.runs[number].hue;
+    const same = data.runs.slice(0, number).filter((r) => r.hue === hue).length;
+    return { color: tint(hue === "#000000" && dark.matches ? "#9aa5b1" : hue), dash: dashes[same % dashes.length] };
+  }
+  function mean(values, window) {
+    const sums = [0], counts = [0];
+    values.forEach((v, i) => { sums.push(sums[i] + (v ?? 0)); counts.push(counts[i] + (v === null ? 0 : 1)); });
+    return values.map((v, i) => {
+      const from = Math.max(0, i + 1 - window), count = counts[i + 1] - counts[from];
+      return v === null || !count ? null : (sums[i + 1] - sums[from]) / count;
+    });
+  }
+  function chart(id, traces, more) {
+    const box = $(id);
+    if (!box) return;
+    box.hidden = false;
+    Plotly.react(box, traces, layout({ ...more, shapes: [cursor(), ...(more.shapes || [])] }), config);
+    if (!cursors[id]) box.on("plotly_click", (event) => go(event.points[0].x));
+    cursors[id] = box;
+  }
+  function curves() {
+    const losses = [];
+    data.runs.forEach((r, i) => {
+      const c = r.curves, style = styleOf(i), name = escape(r.name), window = Math.max(1, Math.ceil(c.step.length / 20));
+      losses.push({ x: c.step, y: c.loss, mode: "lines", line: { color: style.color, width: 1 }, opacity: 0.3, hoverinfo: "skip", showlegend: false });
+      losses.push({ x: c.step, y: mean(c.loss, window), mode: "lines", name, line: { ...style, width: 2.5 }, hovertemplate: `%{y:.3f}` });
+      losses.push({ x: c.step, y: c.valid_loss, mode: "markers", name: `${name}, validation`, showlegend: false,
+        marker: { color: css("--panel"), size: 8, line: { color: style.color, width: 2 } }, hovertemplate: `%{y:.3f}` });
+    });
+    chart("loss", losses, { height: 330, hovermode: "x unified", xaxis: { title: { text: "step" } }, yaxis: { title: { text: "nats per letter" } },
+      annotations: [{ text: "line: running mean of the training loss; rings: validation", xref: "paper", yref: "paper", x: 1, y: 1.02, xanchor: "right", yanchor: "bottom", showarrow: false, font: { size: 11.5, color: css("--quiet") }, visible: !small() }] });
+
+    const scales = [];
+    data.runs.forEach((r, i) => {
+      if (!r.scaled) return;
+      const c = r.curves, style = styleOf(i), name = escape(r.name);
+      const log = c.scale.map((s) => (s > 0 ? Math.log2(s) : null));
+      scales.push({ x: c.step, y: log, mode: "lines", name, line: { ...style, width: 2.2, shape: "hv" }, customdata: c.scale.map(scaleText), hovertemplate: `${name}: %{customdata}<extra></extra>` });
+      const at = c.step.map((s, k) => (c.skipped[k] ? k : -1)).filter((k) => k >= 0);
+      scales.push({ x: at.map((k) => c.step[k]), y: at.map((k) => log[k]), mode: "markers", showlegend: false, name,
+        marker: { symbol: "x", size: 9, color: css("--alert") }, text: at.map((k) => {
+          const skip = r.skips[c.step[k]];
+          return `step ${c.step[k]} skipped` + (skip && skip[0] ? `<br>${escape(skip[0])}: ${skip[1]} of ${skip[2]} not finite` : "");
+        }), hovertemplate: "%{text}<extra></extra>" });
+      if (c.headroom.some((h) => h !== null))
+        scales.push({ x: c.step, y: c.headroom, yaxis: "y2", mode: "lines", name: `${name}, headroom`, showlegend: false, line: { ...style, width: 1.6 }, hovertemplate: `${name}: %{y:.1f} bits below overflow<extra></extra>` });
+    });
+    const two = scales.some((t) => t.yaxis === "y2");
+    const tops = scales.filter((t) => !t.yaxis && t.mode === "lines").flatMap((t) => t.y).filter((y) => y !== null);
+    const span = tops.length ? [Math.min(...tops), Math.max(...tops)] : [0, 1];
+    const ticks = [];
+    for (let e = Math.floor(span[0]), by = Math.max(1, Math.ceil((span[1] - span[0]) / 6)); e <= Math.ceil(span[1]) + by; e += by) ticks.push(e);
+    chart("scale", scales, { height: two ? 400 : 280, axes: two ? ["xaxis", "yaxis", "yaxis2"] : ["xaxis", "yaxis"],
+      xaxis: { title: { text: "step" }, anchor: two ? "y2" : "y" },
+      yaxis: { title: { text: "loss scale" }, domain: [two ? 0.44 : 0, 1], tickvals: ticks, ticktext: ticks.map(power), range: [span[0] - 0.8, span[1] + 0.8] },
+      ...(two ? { yaxis2: { title: { text: "headroom<br>(bits)" }, domain: [0, 0.34], rangemode: "tozero", zeroline: true, zerolinecolor: css("--alert") } } : {}) });
+
+    const drift = [];
+    data.runs.forEach((r, i) => {
+      if (!r.drift.length) return;
+      const style = styleOf(i), name = escape(r.name), x = r.drift.map((p) => p.step), line = { ...style, width: 2.2 };
+      const about = r.drift.map((p) => `${brief(p.u, 2)} u; worst: ${escape(p.worst)}, ${brief(100 * p.worst_rho, 2)}%`);
+      drift.push({ x, y: r.drift.map((p) => 100 * p.rho), name, mode: "lines+markers", line, marker: { size: 7 }, customdata: about, hovertemplate: `${name}: %{y:.2g}%<br>%{customdata}<extra></extra>` });
+      drift.push({ x, y: r.drift.map((p) => p.angle), name, showlegend: false, xaxis: "x2", yaxis: "y2", mode: "lines+markers", line, marker: { size: 7 }, hovertemplate: `${name}: %{y:.2g}\u00b0<extra></extra>` });
+    });
+    const stacked = small(), log = { type: "log", dtick: 1, exponentformat: "power", minor: { showgrid: false } };
+    chart("drift", drift, { height: stacked ? 460 : 300, axes: ["xaxis", "yaxis", "xaxis2", "yaxis2"],
+      xaxis: { title: { text: stacked ? "" : "step" }, domain: stacked ? [0, 1] : [0, 0.44] },
+      yaxis: { ...log, title: { text: "error of the gradient (%)" }, domain: stacked ? [0.56, 1] : [0, 1] },
+      xaxis2: { title: { text: "step" }, domain: stacked ? [0, 1] : [0.56, 1], anchor: "y2" },
+      yaxis2: { ...log, title: { text: "angle (degrees)" }, domain: stacked ? [0, 0.42] : [0, 1], anchor: "x2" } });
+  }
+  function moveCursors() {
+    for (const box of Object.values(cursors))
+      Plotly.relayout(box, { "shapes[0].x0": step().step, "shapes[0].x1": step().step, "shapes[0].visible": true });
+  }
+
+  // ---- the exponents of one op, over the ranges of formats ----
+  function kindOf(exponent, format) {
+    if (!format || !format.plain) return "normal";
+    if (exponent < format.kept) return "flushed";
+    if (exponent > format.emax) return "overflow";
+    return exponent < format.emin ? "subnormal" : "normal";
+  }
+  let limits = null;
+  function exponentLimits() {  // the same for all ops and steps of a run, so that pictures compare
+    if (limits && limits.run === state.run) return limits;
+    let low = Infinity, high = -Infinity;
+    for (const columns of run().player.steps) for (const hist of columns.hist) if (hist.length) {
+      low = Math.min(low, hist[0] + data.lowest); high = Math.max(high, hist[0] + hist.length - 2 + data.lowest);
+    }
+    limits = { run: state.run, low: Math.max(-60, Math.min(low, -26)) - 2, high: Math.min(40, Math.max(high, 18)) + 3 };
+    return limits;
+  }
+  function histogram() {
+    const columns = step(), row = columns.op.indexOf(state.op);
+    if (row < 0) return;
+    const op = look(columns, row), own = data.formats[op.format];
+    $("name").textContent = op.path + (op.call ? ` #${op.call}` : "");
+    const words = data.kinds.filter((kind) => op.parts[kind] > 0).map((kind) => `${kind} ${share(op.parts[kind])}`);
+    const source = run().player.sources[op.number];
+    $("said").textContent = `${op.n.toLocaleString("en")} values in ${op.format} (max ${own ? own.largest : "?"}): ${words.join(", ")}. Largest ${brief(op.amax)}`
+      + (op.err === null ? "" : `; error ${brief(op.err, 2)} u`) + (op.lost === null ? "" : `; ${share(op.lost)} of the updates changed nothing`) + (source ? `. ${source}` : "");
+    if (!Plotly) return;
+    const { low, high } = exponentLimits();
+    const counts = op.hist.slice(1), whole = counts.reduce((a, b) => a + b, 0);
+    const at = counts.map((_, i) => op.hist[0] + i + data.lowest);
+    const clamp = (x) => Math.min(high, Math.max(low, x));
+    const bars = { type: "bar", x: at.map(clamp), y: counts.map((c) => 100 * c / whole), width: 0.92, marker: { color: at.map((e) => data.colours[kindOf(e, own)]) },
+      customdata: at.map((e, i) => [e, counts[i].toLocaleString("en"), kindOf(e, own)]), hovertemplate: "2^%{customdata[0]}: %{customdata[1]} values, %{y:.2g}%<br>%{customdata[2]}<extra></extra>" };
+    const names = [...new Set([op.format, ...data.ladder])].filter((name) => data.formats[name]);
+    const ranges = [], notes = [];
+    names.forEach((name, i) => {
+      const f = data.formats[name], y = names.length - i;
+      const from = clamp(f.low), normal = clamp(f.normal), to = clamp(f.high), color = tint(f.hue === "#000000" && dark.matches ? "#9aa5b1" : f.hue);
+      ranges.push({ type: "bar", orientation: "h", yaxis: "y2", x: [normal - from, to - normal], base: [from, normal], y: [y, y], width: 0.56,
+        marker: { color: [color, color], opacity: [0.35, 1] }, hovertemplate: `${escape(name)}: 2^${Math.round(f.low)} to ${escape(f.largest)}<extra></extra>` });
+      const lost = f.plain && whole ? counts.reduce((a, c, k) => a + (at[k] < f.kept ? c : 0), 0) / whole : null;
+      const over = f.plain && whole ? counts.reduce((a, c, k) => a + (at[k] > f.emax ? c : 0), 0) / whole : null;
+      const text = `${escape(name)}, max ${escape(f.largest)}` + (lost ? `, ${share(lost)} become 0` : "") + (over ? `, ${share(over)} overflow` : "");
+      notes.push({ x: low, y: y + 0.5, yref: "y2", xanchor: "left", text, showarrow: false, font: { size: 11.5, color: name === op.format ? css("--ink") : css("--quiet") } });
+    });
+    const ticks = [];
+    for (let e = Math.ceil(low / 8) * 8; e <= high; e += 8) ticks.push(e);
+    if (!whole) notes.push({ text: "no nonzero value: no exponents to show", xref: "paper", yref: "paper", x: 0.5, y: 0.8, showarrow: false, font: { color: css("--quiet") } });
+    Plotly.react($("histogram"), [bars, ...ranges], layout({ height: 250 + 42 * names.length, showlegend: false, barmode: "overlay", bargap: 0, annotations: notes,
+      margin: { l: 48, r: 10, t: 10, b: 36 }, axes: ["xaxis", "yaxis", "yaxis2"],
+      xaxis: { range: [low - 0.6, high + 0.6], tickvals: ticks, ticktext: ticks.map(power), anchor: "y2" },
+      yaxis: { title: { text: "% of the nonzero values" }, domain: [0.06 + 0.09 * names.length, 1], rangemode: "tozero" },
+      yaxis2: { domain: [0, 0.03 + 0.09 * names.length], range: [0.5, names.length + 0.85], visible: false } }), config);
+  }
+
+  // ---- every op at every step ----
+  const metrics = { flushed: "flushed", overflow: "overflow", error: "error in u" };
+  const most = 40;
+  let cells = null;
+  function map() {
+    const p = run().player, value = { flushed: (op) => 100 * op.flushed, overflow: (op) => 100 * (op.parts.overflow + op.parts.nan), error: (op) => op.err }[state.metric];
+    const grid = p.ops.map(() => p.steps.map(() => null));
+    p.steps.forEach((columns, s) => columns.op.forEach((number, row) => { grid[number][s] = value(look(columns, row)); }));
+    const top = grid.map((row, number) => [Math.max(...row.map((v) => v ?? -1)), number]).filter(([v]) => v > 0);
+    const kept = top.sort((a, b) => b[0] - a[0]).slice(0, most).map(([, number]) => number);
+    const order = {};
+    (p.steps[p.steps.length - 1].op).forEach((number, i) => { order[number] = i; });
+    kept.sort((a, b) => (order[b] ?? b) - (order[a] ?? a));
+    $("mapnote").textContent = kept.length ? `${kept.length < top.length ? `The ${kept.length} ops with the largest values of ${top.length} that have any` : `All ${kept.length} ops that have any`}, in the order in which they run. Choose a cell to look at it.` : "No op of these steps has any.";
+    $("map").hidden = !kept.length;
+    if (!kept.length) return;
+    const names = kept.map((number) => { const [path, call] = p.ops[number]; const [role] = path.split("/", 1);
+      const glyph = { forward: "\u25cf", backward: "\u25bc", update: "\u25c6" }[phaseOf(role)];
+      return `${escape(path.slice(role.length + 1).replace("/", " ").trim())}${call ? ` #${call}` : ""} ${glyph}`; });
+    const log = state.metric === "error", z = kept.map((number) => grid[number].map((v) => (v === null ? null : log ? Math.log10(Math.max(v, 0.01)) : v)));
+    cells = { kept, steps: p.steps.map((c) => c.step) };
+    const width = small() ? 24 : 44, cut = (text) => (text.length > width ? `\u2026${text.slice(-width)}` : text);
+    const label = log ? "error in u" : `${metrics[state.metric]} (%)`;
+    Plotly.react($("map"), [{ type: "heatmap", z, x: cells.steps.map((_, i) => i), y: kept.map((_, i) => i), xgap: 1, ygap: 1, hoverongaps: false,
+      text: kept.map((number, i) => grid[number].map((v, s) => `${names[i]}<br>step ${cells.steps[s]}: ${v === null ? "" : brief(v, 3)}${log ? " u" : "%"}`)),
+      hovertemplate: "%{text}<extra></extra>", zmin: log ? -1 : 0, zmax: log ? 2 : Math.max(1, ...z.flat().filter((v) => v !== null)),
+      colorscale: dark.matches ? [[0, "#1f2630"], [0.15, "#4a3b2b"], [0.5, "#b8651b"], [1, "#ffd08a"]] : [[0, "#f1f2f4"], [0.15, "#fbe3c4"], [0.5, "#f0a13a"], [1, "#a63a00"]],
+      colorbar: { thickness: 12, outlinewidth: 0, title: { text: label, side: "right", font: { size: 12 } }, ...(log ? { tickvals: [-1, 0, 1, 2], ticktext: ["0.1", "1", "10", "100"] } : {}), x: 1.01 } }],
+    layout({ height: 90 + Math.max(6, kept.length) * 17, showlegend: false, margin: { l: 10, r: 10, t: 8, b: 40 },
+      xaxis: { title: { text: "step" }, showgrid: false, tickvals: cells.steps.map((_, i) => i).filter((i) => i % Math.ceil(cells.steps.length / (small() ? 6 : 15)) === 0),
+        ticktext: cells.steps.filter((_, i) => i % Math.ceil(cells.steps.length / (small() ? 6 : 15)) === 0) },
+      yaxis: { tickvals: kept.map((_, i) => i), ticktext: names.map(cut), showgrid: false, tickfont: { size: 10.5 } }, shapes: [box()] }), config);
+    if (!$("map").dataset.ready) {
+      $("map").dataset.ready = "yes";
+      $("map").on("plotly_click", (event) => {
+        const { x, y } = event.points[0];
+        state.op = cells.kept[y]; state.phase = "all"; state.text = $("filter").value = ""; pressed("phases", "all");
+        show(x); reveal();
+        $("controls").scrollIntoView({ block: "start" });
+      });
+    }
+  }
+  function box() {
+    const y = cells ? cells.kept.indexOf(state.op) : -1, x = state.at;
+    return { type: "rect", x0: x - 0.5, x1: x + 0.5, y0: y < 0 ? -0.5 : y - 0.5, y1: y < 0 ? cells.kept.length - 0.5 : y + 0.5, line: { color: css("--accent"), width: 2 } };
+  }
+
+  // ---- moving about ----
+  function show(at) {
+    state.at = Math.max(0, Math.min(run().player.steps.length - 1, at));
+    $("slider").value = state.at;
+    const number = step().step, c = run().curves, k = c.step.indexOf(number);
+    $("where").textContent = `step ${number}`;
+    const facts = $("facts");
+    facts.replaceChildren();
+    if (k >= 0) {
+      const say = (label, value) => facts.append(`${facts.childNodes.length ? "  \u00b7  " : ""}${label} `, make("b", value));
+      say("loss", brief(c.loss[k], 4)); say("loss scale", scaleText(c.scale[k])); say("gradient norm", brief(c.grad_norm[k]));
+      say("flushed", share(c.flushed[k] ?? 0)); say("updates lost", share(c.lost_updates[k] ?? 0));
+      if (c.skipped[k]) say("this step was", "skipped");
+    }
+    list(); draw();
+  }
+  let waiting = false;
+  function draw() {  // once a frame, however fast the slider moves
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      histogram();
+      if (!Plotly) return;
+      moveCursors();
+      if (cells && !$("map").hidden) Plotly.relayout($("map"), { shapes: [box()] });
+    });
+  }
+  function go(number) {
+    if (!run() || !run().player.steps.length) return;
+    const steps = run().player.steps.map((c) => c.step);
+    show(steps.reduce((best, s, i) => (Math.abs(s - number) < Math.abs(steps[best] - number) ? i : best), 0));
+  }
+  function pressed(id, value) {
+    for (const button of $(id).children) button.setAttribute("aria-pressed", String(button.dataset.value === value));
+  }
+  function group(id, values, act) {
+    for (const [value, text] of Object.entries(values)) {
+      const button = make("button", text);
+      button.type = "button"; button.dataset.value = value;
+      button.onclick = () => { pressed(id, value); act(value); };
+      $(id).append(button);
+    }
+  }
+  let timer = null;
+  function pause() { clearInterval(timer); timer = null; $("play").textContent = "play"; }
+  function play() {
+    if (timer) { pause(); return; }
+    if (state.at === run().player.steps.length - 1) show(0);
+    $("play").textContent = "pause";
+    timer = setInterval(() => { if (state.at >= run().player.steps.length - 1) pause(); else show(state.at + 1); }, 450);
+  }
+  function pick(number) {
+    state.run = number; state.op = null; limits = cells = null;
+    $("slider").max = run().player.steps.length - 1;
+    show(run().player.steps.length - 1);
+    if (Plotly) map();
+  }
+  function start() {
+    const able = data.runs.map((r, i) => i).filter((i) => data.runs[i].player.steps.length);
+    if (!$("controls") || !able.length) return;
+    for (const i of able) { const option = make("option", data.runs[i].name); option.value = i; $("run").append(option); }
+    $("pick").hidden = able.length < 2;
+    group("phases", { all: "all", forward: "forward", backward: "backward", update: "update" }, (v) => { state.phase = v; show(state.at); });
+    group("metrics", metrics, (v) => { state.metric = v; map(); });
+    pressed("phases", "all"); pressed("metrics", "flushed");
+    $("run").onchange = (event) => { pause(); pick(Number(event.target.value)); };
+    $("slider").oninput = (event) => { pause(); show(Number(event.target.value)); };
+    $("back").onclick = () => { pause(); show(state.at - 1); };
+    $("forward").onclick = () => { pause(); show(state.at + 1); };
+    $("play").onclick = play;
+    $("worst").onchange = (event) => { state.worst = event.target.checked; show(state.at); };
+    $("filter").oninput = (event) => { state.text = event.target.value.trim(); show(state.at); };
+    const under = (event) => { const row = event.target.closest("tr[data-op]"); return row ? Number(row.dataset.op) : null; };
+    $("rows").onpointerover = (event) => { const op = under(event); if (op !== null && op !== state.op) { state.op = op; mark(); draw(); } };
+    $("rows").onclick = (event) => { const op = under(event); if (op !== null) { state.op = op; mark(); draw(); } };
+    $("list").onkeydown = (event) => {
+      const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      const rows = [...$("rows").children].filter((r) => r.dataset.op !== undefined);
+      const now = rows.findIndex((r) => Number(r.dataset.op) === state.op);
+      state.op = Number(rows[Math.max(0, Math.min(rows.length - 1, now + by))].dataset.op);
+      mark(); reveal(); draw();
+    };
+    document.querySelectorAll(".static").forEach((element) => element.remove());
+    $("controls").hidden = false;
+    pick(able[0]);
+  }
+  start();
+
+  const code = document.createElement("script");
+  code.textContent = await unpack("plotly");
+  document.head.append(code);
+  Plotly = window.Plotly;
+  function everything() {
+    curves();
+    if (run().player.steps.length && $("controls")) { histogram(); map(); moveCursors(); }
+  }
+  everything();
+  dark.addEventListener("change", everything);
+  let width = window.innerWidth;
+  addEventListener("resize", () => { if ((width < 620) !== small()) { width = window.innerWidth; everything(); } });
+  document.documentElement.dataset.ready = "yes";
+})();

@@ -16,8 +16,8 @@ FILES = {
 
 PARTS = (
     "formats", "testing", "proofs", "backend", "engine", "nn", "observe",
-    "recipes", "runs", "analyse", "show", "lesson", "demo",
-    "cli_verify", "cli_runs", "cli_analyse", "cli_scan", "cli_scale", "cli_recipes", "cli", "__main__",
+    "recipes", "runs", "analyse", "show", "report", "lesson", "demo",
+    "cli_verify", "cli_runs", "cli_analyse", "cli_scan", "cli_scale", "cli_views", "cli_recipes", "cli", "__main__",
 )  # fmt: skip
 
 ENGINE = ("policy", "context", "tape", "tensor", "dispatch", "ops")
@@ -118,7 +118,7 @@ def test_no_file_is_too_long_to_read(path):
 
 
 def test_importing_precsim_loads_nothing_heavy():
-    heavy = ("matplotlib", "typer", "rich", "hypothesis", "cupy")
+    heavy = ("matplotlib", "typer", "rich", "hypothesis", "cupy", "jinja2", "plotly")
     code = f"import sys, precsim; print(*[m for m in {heavy} if m in sys.modules])"
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -11,7 +11,8 @@ import gzip
 from base64 import b64encode
 from collections.abc import Sequence
 from importlib.resources import files
-from math import log2
+from importlib.util import find_spec
+from math import isnan, log2
 from typing import Any
 
 from precsim import __version__
@@ -43,21 +44,18 @@ def render(runs: Sequence[Collected], again: str) -> str:
     `again` is the command line that makes the page.  The same runs give the same page.
     Raises `RunError` where the extra "report" is not installed.
     """
-    try:
-        import jinja2
-        from markupsafe import Markup
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        msg = f"precsim report needs {error.name}: try `pip install 'precsim[report]'`"
-        raise RunError(msg) from None
+    require()
+    import jinja2
+    from markupsafe import Markup
+    from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("precsim.report"), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"share": share, "brief": _brief, "power": _power, "hue": hue}
+    environment.filters |= {"share": share, "brief": _brief, "exponent": _exponent, "hue": hue}
     templates = files("precsim.report") / "templates"
-    parts = {name: Markup((templates / name).read_text("utf-8"))  # noqa: S704  (our own files)
+    parts = {name: Markup((templates / name).read_text("utf-8"))
              for name in ("report.css", "report.js")}  # fmt: skip
     reference = runs[0].summary if len(runs) > 1 else None
     return environment.get_template("report.html").render(
@@ -68,7 +66,7 @@ def render(runs: Sequence[Collected], again: str) -> str:
         steps=[_static_steps(run) for run in runs],
         settings=_settings(runs),
         headings=HEADINGS,
-        key=Markup(key()),  # noqa: S704
+        key=Markup(key()),
         markup=Markup,
         style=parts["report.css"],
         script=parts["report.js"],
@@ -77,6 +75,14 @@ def render(runs: Sequence[Collected], again: str) -> str:
         again=again,
         version=__version__,
     )
+
+
+def require() -> None:
+    """Raise `RunError` where the packages of the extra "report" are not installed."""
+    missing = [name for name in ("jinja2", "plotly") if find_spec(name) is None]
+    if missing:
+        msg = f"a report needs {' and '.join(missing)}: try `pip install 'precsim[report]'`"
+        raise RunError(msg)
 
 
 def packed(text: str) -> str:
@@ -110,6 +116,7 @@ def _data(runs: Sequence[Collected]) -> dict[str, Any]:
                 "name": run.name,
                 "hue": hue(run.format),
                 "scaled": run.scaled,
+                "trouble": run.summary.trouble.step if run.summary.trouble else None,
                 "curves": run.curves,
                 "skips": {skip.step: [skip.path, skip.count, skip.n] for skip in run.skips},
                 "drift": [
@@ -175,9 +182,10 @@ def _settings(runs: Sequence[Collected]) -> list[tuple[str, list[str], bool]]:
 
 
 def _brief(value: float) -> str:
-    return "not finite" if value != value else brief(value)
+    return "not finite" if isnan(value) else brief(value)
 
 
-def _power(value: float) -> str:
-    exponent = log2(value) if value > 0 else float("nan")
-    return f"2^{exponent:.0f}" if exponent.is_integer() else f"{value:.4g}"
+def _exponent(value: float) -> str | None:
+    """Return k of a value 2^k with its sign; None for another value."""
+    exponent = log2(value) if 0 < value < float("inf") else 0.5
+    return f"{exponent:.0f}".replace("-", "\N{MINUS SIGN}") if exponent.is_integer() else None

@@ -62,8 +62,8 @@ def choose(recorded: list[int], most: int, must: Iterable[int] = ()) -> list[int
     known = set(recorded)
     kept = list(dict.fromkeys(s for s in (*recorded[:1], *recorded[-1:], *must) if s in known))
     kept = kept[:most]
-    even = np.linspace(0, len(recorded) - 1, most - len(kept)) if most > len(kept) else np.zeros(0)
-    return sorted({*kept, *(recorded[round(i)] for i in even.tolist())})
+    between = np.linspace(0, len(recorded) - 1, most - len(kept) + 2)[1:-1]
+    return sorted({*kept, *(recorded[round(i)] for i in between.tolist())})
 
 
 def _steps_of(entry: Entry) -> list[int]:
@@ -108,9 +108,11 @@ def _short(value: float) -> float | None:
 def _sources(
     run: StoredRun, numbers: dict[tuple[str, int, str], int], found: list[Rows]
 ) -> list[str]:
-    """Return file and line of the code that called each op, as the first shown step has it."""
+    """Return file and line of the code that called each op, as the first and the last step have it."""
     if not found:
         return []
-    table = run.ops(range(found[0]["step"], found[0]["step"] + 1))
-    known = dict(zip(table["path"].tolist(), table["source"].tolist(), strict=True))
+    known: dict[str, str] = {}
+    for shown in found[:1] + found[-1:]:
+        table = run.ops(range(shown["step"], shown["step"] + 1))
+        known |= dict(zip(table["path"].tolist(), table["source"].tolist(), strict=True))
     return [known.get(path, "") for path, _, _ in numbers]

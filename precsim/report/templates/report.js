@@ -29,7 +29,7 @@
   }
   const brief = (x, digits = 3) => (x === null || x === undefined ? "not finite" : Number(x.toPrecision(digits)).toString());
   const power = (e) => `2<sup>${e < 0 ? "\u2212" : ""}${Math.abs(e)}</sup>`;
-  const scaleText = (s) => (s > 0 && Number.isInteger(Math.log2(s)) ? `2^${Math.log2(s)}` : brief(s));
+  const scaleText = (s) => (s > 1 && Number.isInteger(Math.log2(s)) ? `2^${Math.log2(s)}` : brief(s));
   function make(tag, text, className) {
     const element = document.createElement(tag);
     if (text !== undefined) element.textContent = text;
@@ -55,6 +55,7 @@
       n, parts, err: columns.err[row], amax: columns.amax[row], hist: columns.hist[row],
       flushed: n > zeros ? columns.flushed[row] / (n - zeros) : 0, lost: columns.updates[row] ? columns.swamped[row] / columns.updates[row] : null };
   }
+  const badness = (op) => (op.parts.nan > 0 ? 4 : 0) + (op.parts.overflow > 0 ? 2 : 0) + op.flushed + Math.min(0.1, (op.err || 0) / 1e3);
   const bad = (op) => op.parts.overflow > 0 || op.parts.nan > 0 || op.flushed > 0.5;
 
   function chip(op) {
@@ -79,10 +80,7 @@
     let ops = columns.op.map((_, row) => look(columns, row));
     if (state.phase !== "all") ops = ops.filter((op) => op.phase === state.phase);
     if (state.text) ops = ops.filter((op) => `${op.path} ${op.format}`.includes(state.text));
-    if (state.worst) {
-      const badness = (op) => (op.parts.nan > 0 ? 4 : 0) + (op.parts.overflow > 0 ? 2 : 0) + op.flushed + Math.min(0.1, (op.err || 0) / 1e3);
-      ops.sort((a, b) => badness(b) - badness(a));
-    }
+    if (state.worst) ops.sort((a, b) => badness(b) - badness(a));
     return ops;
   }
   function list() {
@@ -103,13 +101,13 @@
       hue.style.setProperty("--hue", (data.formats[op.format] || {}).hue || "#767676");
       format.append(hue);
       const health = make("td", undefined, "left"); health.append(chip(op));
-      row.append(name, format, health, make("td", op.lost === null ? share(op.flushed) : share(op.flushed)),
+      row.append(name, format, health, make("td", share(op.flushed)),
         make("td", share(op.parts.overflow)), make("td", op.err === null ? "" : brief(op.err, 2)));
       rows.push(row);
     }
     body.replaceChildren(...rows);
     $("count").textContent = `${ops.length} of ${step().op.length} ops`;
-    if (!ops.some((op) => op.number === state.op)) state.op = ops.length ? (ops.find(bad) || ops[0]).number : null;
+    if (!ops.some((op) => op.number === state.op)) state.op = ops.length ? [...ops].sort((a, b) => badness(b) - badness(a))[0].number : null;
     mark();
   }
   function mark() {
@@ -257,12 +255,12 @@
     names.forEach((name, i) => {
       const f = data.formats[name], y = names.length - i;
       const from = clamp(f.low), normal = clamp(f.normal), to = clamp(f.high), color = tint(f.hue === "#000000" && dark.matches ? "#9aa5b1" : f.hue);
-      ranges.push({ type: "bar", orientation: "h", yaxis: "y2", x: [normal - from, to - normal], base: [from, normal], y: [y, y], width: 0.56,
+      ranges.push({ type: "bar", orientation: "h", yaxis: "y2", x: [normal - from, to - normal], base: [from, normal], y: [y, y], width: 0.44,
         marker: { color: [color, color], opacity: [0.35, 1] }, hovertemplate: `${escape(name)}: 2^${Math.round(f.low)} to ${escape(f.largest)}<extra></extra>` });
       const lost = f.plain && whole ? counts.reduce((a, c, k) => a + (at[k] < f.kept ? c : 0), 0) / whole : null;
       const over = f.plain && whole ? counts.reduce((a, c, k) => a + (at[k] > f.emax ? c : 0), 0) / whole : null;
       const text = `${escape(name)}, max ${escape(f.largest)}` + (lost ? `, ${share(lost)} become 0` : "") + (over ? `, ${share(over)} overflow` : "");
-      notes.push({ x: low, y: y + 0.5, yref: "y2", xanchor: "left", text, showarrow: false, font: { size: 11.5, color: name === op.format ? css("--ink") : css("--quiet") } });
+      notes.push({ x: low, y: y + 0.48, yref: "y2", xanchor: "left", text, showarrow: false, font: { size: 11.5, color: name === op.format ? css("--ink") : css("--quiet") } });
     });
     const ticks = [];
     for (let e = Math.ceil(low / 8) * 8; e <= high; e += 8) ticks.push(e);
@@ -279,29 +277,33 @@
   const most = 40;
   let cells = null;
   function map() {
-    const p = run().player, value = { flushed: (op) => 100 * op.flushed, overflow: (op) => 100 * (op.parts.overflow + op.parts.nan), error: (op) => op.err }[state.metric];
+    const p = run().player, value = { flushed: (op) => (op.n && op.parts.zero === 1 ? "zero" : 100 * op.flushed), overflow: (op) => 100 * (op.parts.overflow + op.parts.nan), error: (op) => op.err }[state.metric];
     const grid = p.ops.map(() => p.steps.map(() => null));
     p.steps.forEach((columns, s) => columns.op.forEach((number, row) => { grid[number][s] = value(look(columns, row)); }));
-    const top = grid.map((row, number) => [Math.max(...row.map((v) => v ?? -1)), number]).filter(([v]) => v > 0);
+    const top = grid.map((row, number) => [Math.max(...row.map((v) => (typeof v === "number" ? v : -1))), number]).filter(([v]) => v > 0);
     const kept = top.sort((a, b) => b[0] - a[0]).slice(0, most).map(([, number]) => number);
     const order = {};
     (p.steps[p.steps.length - 1].op).forEach((number, i) => { order[number] = i; });
     kept.sort((a, b) => (order[b] ?? b) - (order[a] ?? a));
-    $("mapnote").textContent = kept.length ? `${kept.length < top.length ? `The ${kept.length} ops with the largest values of ${top.length} that have any` : `All ${kept.length} ops that have any`}, in the order in which they run. Choose a cell to look at it.` : "No op of these steps has any.";
     $("map").hidden = !kept.length;
-    if (!kept.length) return;
+    if (!kept.length) { $("mapnote").textContent = "No op of these steps has any."; return; }
     const names = kept.map((number) => { const [path, call] = p.ops[number]; const [role] = path.split("/", 1);
       const glyph = { forward: "\u25cf", backward: "\u25bc", update: "\u25c6" }[phaseOf(role)];
       return `${escape(path.slice(role.length + 1).replace("/", " ").trim())}${call ? ` #${call}` : ""} ${glyph}`; });
-    const log = state.metric === "error", z = kept.map((number) => grid[number].map((v) => (v === null ? null : log ? Math.log10(Math.max(v, 0.01)) : v)));
+    const error = state.metric === "error", ends = error ? [-1, 2] : [-2, 2];
+    const z = kept.map((number) => grid[number].map((v) => (typeof v === "number" ? Math.max(ends[0], Math.log10(Math.max(v, 1e-9))) : null)));
+    const zeros = kept.map((number) => grid[number].map((v) => (v === "zero" ? 1 : null)));
     cells = { kept, steps: p.steps.map((c) => c.step) };
+    $("mapnote").textContent = `${kept.length < top.length ? `The ${kept.length} ops with the largest values of ${top.length} that have any` : `All ${kept.length} ops that have any`}, in the order in which they run${zeros.flat().some((v) => v) ? " (grey: all results were zero before rounding)" : ""}. Choose a cell to look at it.`;
     const width = small() ? 24 : 44, cut = (text) => (text.length > width ? `\u2026${text.slice(-width)}` : text);
-    const label = log ? "error in u" : `${metrics[state.metric]} (%)`;
+    const marks = error ? { "-1": "0.1", 0: "1", 1: "10", 2: "100" } : { "-2": "0", "-1": "0.1%", 0: "1%", 1: "10%", 2: "100%" };
     Plotly.react($("map"), [{ type: "heatmap", z, x: cells.steps.map((_, i) => i), y: kept.map((_, i) => i), xgap: 1, ygap: 1, hoverongaps: false,
-      text: kept.map((number, i) => grid[number].map((v, s) => `${names[i]}<br>step ${cells.steps[s]}: ${v === null ? "" : brief(v, 3)}${log ? " u" : "%"}`)),
-      hovertemplate: "%{text}<extra></extra>", zmin: log ? -1 : 0, zmax: log ? 2 : Math.max(1, ...z.flat().filter((v) => v !== null)),
+      text: kept.map((number, i) => grid[number].map((v, s) => `${names[i]}<br>step ${cells.steps[s]}: ${v === "zero" ? "all results were zero" : v === null ? "" : brief(v, 3) + (error ? " u" : "%")}`)),
+      hovertemplate: "%{text}<extra></extra>", zmin: ends[0], zmax: ends[1],
       colorscale: dark.matches ? [[0, "#1f2630"], [0.15, "#4a3b2b"], [0.5, "#b8651b"], [1, "#ffd08a"]] : [[0, "#f1f2f4"], [0.15, "#fbe3c4"], [0.5, "#f0a13a"], [1, "#a63a00"]],
-      colorbar: { thickness: 12, outlinewidth: 0, title: { text: label, side: "right", font: { size: 12 } }, ...(log ? { tickvals: [-1, 0, 1, 2], ticktext: ["0.1", "1", "10", "100"] } : {}), x: 1.01 } }],
+      colorbar: { thickness: 12, outlinewidth: 0, title: { text: metrics[state.metric], side: "right", font: { size: 12 } }, tickvals: Object.keys(marks).map(Number), ticktext: Object.values(marks), x: 1.01 } },
+    { type: "heatmap", z: zeros, x: cells.steps.map((_, i) => i), y: kept.map((_, i) => i), xgap: 1, ygap: 1, hoverongaps: false, showscale: false, zmin: 0, zmax: 1,
+      colorscale: [[0, data.colours.zero], [1, data.colours.zero]], hovertemplate: "all results were zero before rounding<extra></extra>", opacity: 0.55 }],
     layout({ height: 90 + Math.max(6, kept.length) * 17, showlegend: false, margin: { l: 10, r: 10, t: 8, b: 40 },
       xaxis: { title: { text: "step" }, showgrid: false, tickvals: cells.steps.map((_, i) => i).filter((i) => i % Math.ceil(cells.steps.length / (small() ? 6 : 15)) === 0),
         ticktext: cells.steps.filter((_, i) => i % Math.ceil(cells.steps.length / (small() ? 6 : 15)) === 0) },
@@ -375,8 +377,13 @@
   }
   function pick(number) {
     state.run = number; state.op = null; limits = cells = null;
-    $("slider").max = run().player.steps.length - 1;
-    show(run().player.steps.length - 1);
+    const steps = run().player.steps, trouble = steps.findIndex((c) => c.step === run().trouble);
+    $("slider").max = steps.length - 1;
+    show(trouble < 0 ? steps.length - 1 : trouble);
+    reveal();
+    const some = steps.some((c) => c.flushed.some((count, row) => count > 0.05 * (c.n[row] - c.zeros[row])));
+    state.metric = some ? "flushed" : "error";
+    pressed("metrics", state.metric);
     if (Plotly) map();
   }
   function start() {
@@ -386,7 +393,7 @@
     $("pick").hidden = able.length < 2;
     group("phases", { all: "all", forward: "forward", backward: "backward", update: "update" }, (v) => { state.phase = v; show(state.at); });
     group("metrics", metrics, (v) => { state.metric = v; map(); });
-    pressed("phases", "all"); pressed("metrics", "flushed");
+    pressed("phases", "all");
     $("run").onchange = (event) => { pause(); pick(Number(event.target.value)); };
     $("slider").oninput = (event) => { pause(); show(Number(event.target.value)); };
     $("back").onclick = () => { pause(); show(state.at - 1); };

@@ -1,0 +1,277 @@
+"""The report as a file: what is in it, that text stays text, that big runs stay small."""
+
+import base64
+import gzip
+import itertools
+import json
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_runs import tiny
+
+import precsim as ps
+from precsim.analyse.drift import local
+from precsim.analyse.recorded import moment_at
+from precsim.cli_views import names
+from precsim.report import page
+from precsim.report.collect import collect
+from precsim.report.drifts import drifts
+from precsim.report.player import choose
+from precsim.runs.config import parse_assignments
+from precsim.runs.files import RunError
+
+ROOT = Path(__file__).resolve().parents[1]
+POLICY = "activations=fp16 gradients=fp16 weight_gradients=fp16 weights=fp16 master_weights=fp32"
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two runs: one whose loss scale is too large at first, one in which gradients flush."""
+    top = tmp_path_factory.mktemp("runs")
+    common = {"steps": 8, "observe": "hist", "checkpoint_every": 3}
+    ps.train(tiny(policy=POLICY, loss_scale="dynamic:1e8:3", **common), out=top / "scaled")
+    low = "activations=e4m3 gradients=e4m3 weight_gradients=e4m3 master_weights=fp32"
+    ps.train(tiny(policy=low, loss_scale="static:0.001", **common), out=top / "flushed")
+    return top
+
+
+def rendered(folder, *which, rows=1000, points=3, titles=None):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("plotly")
+    found = [
+        collect(ps.open(folder / name), title, rows=rows, points=points)
+        for name, title in zip(which, titles or which, strict=True)
+    ]
+    return page.render(found, "precsim report again")
+
+
+def embedded(html, name="data"):
+    packed = re.search(rf'id="{name}">([A-Za-z0-9+/=]+)<', html).group(1)
+    return gzip.decompress(base64.b64decode(packed)).decode()
+
+
+class Text(HTMLParser):
+    """The text of a page outside of scripts and styles, its tables, and the places it points to."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.text, self.links, self.tags, self.rows, self.open = [], [], [], [], []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.text).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self.links += [v for k, v in attrs if k in ("src", "href", "action", "data")]
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.open):
+            self.text.append(data)
+            if self.rows and {"td", "th"} & set(self.open):
+                self.rows[-1][-1] += data
+
+
+def test_the_page_reads_without_its_script(folder):
+    html = rendered(folder, "scaled", "flushed")
+    read = Text(html)
+    for name in ("scaled", "flushed"):
+        run = ps.open(folder / name)
+        assert f"validation loss of {run.valid_loss():.2f}" in read.text
+        last = run.records[-1]
+        assert [str(last.step), f"{last.loss:.5g}"] in [row[:2] for row in read.rows]
+        command = next(c for c in html.split("<pre>")[1].splitlines() if c.endswith(f"-o {name}"))
+        assert command.startswith("precsim train --set")
+    # the worst op of the static table is one in trouble, with the share that the trace has
+    trouble = ps.open(folder / "flushed").trouble
+    worst = next(row for row in read.rows if len(row) == 7 and row[0].startswith("gradients/"))
+    path, _, call = worst[0].partition(" #")
+    ops = ps.open(folder / "flushed").ops(trouble.step, op=path, call=int(call or 0))
+    assert worst[4] == f"{ops['flushed_share'][0]:.0%}"
+    assert worst[2] == f"{ops['n'][0]:,}"
+
+
+def test_every_skip_is_in_the_page_with_its_op(folder):
+    run = ps.open(folder / "scaled")
+    skipped = [r.step for r in run.records if r.skipped]
+    assert skipped
+    rows = {row[0]: row for row in Text(rendered(folder, "scaled")).rows if len(row) == 5}
+    for step in skipped:
+        ops = run.ops(step)
+        bad = (ops["overflowed"] + ops["nonfinite_in"]) > 0
+        assert rows[str(step)][2] == ops["path"][bad][0]
+
+
+def test_the_page_points_nowhere(folder):
+    html = rendered(folder, "scaled")
+    assert Text(html).links == []
+    assert "default-src 'none'" in html
+    for template in (Path(page.__file__).parent / "templates").iterdir():
+        assert not re.search(r"https?://|@import|url\(", template.read_text("utf-8"))
+
+
+def test_text_of_a_run_stays_text(folder, tmp_path):
+    html = rendered(folder, "scaled", titles=[EVIL])
+    read = Text(html)
+    assert "img" not in read.tags
+    assert read.tags.count("script") == 3
+    assert EVIL in read.text
+    assert json.loads(embedded(html))["runs"][0]["name"] == EVIL
+    file = tmp_path / "<b>text & more<b>.txt"
+    file.write_bytes(b"so be it. " * 200)
+    ps.train(tiny(data=str(file), steps=2), out=tmp_path / "odd")
+    html = rendered(tmp_path, "odd")
+    assert f"trained on {file} for 2 steps" in Text(html).text
+    assert "<b>text" not in html
+
+
+def test_the_script_gets_what_the_trace_has(folder):
+    run = ps.open(folder / "flushed")
+    player = json.loads(embedded(rendered(folder, "flushed", rows=5000)))["runs"][0]["player"]
+    assert [columns["step"] for columns in player["steps"]] == list(range(8))
+    for columns in (player["steps"][0], player["steps"][-1]):
+        ops = run.ops(columns["step"])
+        places = [tuple(player["ops"][number]) for number in columns["op"]]
+        assert places == list(zip(ops["path"].tolist(), ops["call"].tolist(), ops["format"].tolist(),
+                                  strict=True))  # fmt: skip
+        for name in ("n", "zeros", "flushed", "subnormal", "swamped", "updates"):
+            assert columns[name] == ops[name].tolist()
+        assert columns["overflow"] == (ops["overflowed"] + ops["saturated"]).tolist()
+        for trimmed, whole in zip(columns["hist"], ops["histogram"], strict=True):
+            dense = np.zeros_like(whole)
+            if trimmed:
+                dense[trimmed[0] : trimmed[0] + len(trimmed) - 1] = trimmed[1:]
+            assert dense.tolist() == whole.tolist()
+
+
+def test_the_same_runs_give_the_same_page(folder):
+    assert rendered(folder, "scaled") == rendered(folder, "scaled")
+
+
+def test_a_long_run_is_cut_to_a_choice_of_steps_and_says_so(folder):
+    whole, cut = (rendered(folder, "scaled", rows=rows) for rows in (100_000, 300))
+    assert "are in this page" not in whole
+    player = json.loads(embedded(cut))["runs"][0]["player"]
+    steps = [columns["step"] for columns in player["steps"]]
+    assert 2 <= len(steps) < 8
+    assert (steps[0], steps[-1]) == (0, 7)
+    assert f"{len(steps)} of the 8 steps whose ops were recorded are in this page" in Text(cut).text
+    assert len(embedded(cut)) < len(embedded(whole))
+
+
+def test_chosen_steps():
+    assert choose([3, 5, 9], 5) == [3, 5, 9]
+    assert choose([], 5) == []
+    assert choose(list(range(101)), 5) == [0, 25, 50, 75, 100]
+    chosen = choose(list(range(1000)), 20, must=[7, 7, 333, 5000])
+    assert {0, 7, 333, 999} <= set(chosen)
+    assert len(chosen) <= 20
+    assert chosen == sorted(set(chosen))
+    assert len(choose(list(range(1000)), 3, must=range(500))) == 3
+
+
+def test_drift_is_that_of_the_checkpoints(folder):
+    run = ps.open(folder / "flushed")
+    found = drifts(run, 10)
+    assert [point.step for point in found] == [0, 3, 6]
+    for point in found:
+        assert point.drift == local(moment_at(run, point.step))
+    assert drifts(run, 0) == []
+    assert [point.step for point in drifts(run, 2)] == [0, 6]
+
+
+def test_a_run_without_ops_and_one_without_its_text(folder, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_bytes(b"here and gone. " * 100)
+    ps.train(tiny(data=str(file), steps=3, observe="off"), out=tmp_path / "bare")
+    file.unlink()
+    read = Text(rendered(tmp_path, "bare"))
+    assert "No ops were recorded" in read.text
+    assert "drift was not computed" in read.text
+
+
+def test_a_run_that_died(tmp_path):
+    run = ps.train(tiny(policy="e4m3", lr=1e9, steps=5), out=tmp_path / "dead")
+    assert run.died_at is not None
+    read = Text(rendered(tmp_path, "dead"))
+    assert f"dies at step {run.died_at}" in read.text
+    assert f"The run ended at step {run.died_at}" in read.text
+
+
+@pytest.mark.parametrize("name", ["scaled", "flushed"])
+def test_the_reproduce_command_makes_the_same_config(folder, name):
+    run = ps.open(folder / name)
+    words = shlex.split(collect(run, name, rows=10, points=0).command)
+    assert words[:2] == ["precsim", "train"]
+    assert words[-2:] == ["-o", name]
+    pairs = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
+    assert ps.TrainConfig().change(**parse_assignments(pairs)) == run.config
+
+
+def test_the_reproduce_command_of_a_fork_names_its_parent(folder, tmp_path):
+    fork = ps.open(folder / "scaled").fork(5, tmp_path / "fork", policy="fp32", lr=1e-3)
+    words = shlex.split(collect(fork, "fork", rows=10, points=0).command)
+    assert words[:5] == ["precsim", "fork", str((folder / "scaled").resolve()), "--at", "5"]
+    assert {"policy=fp32", "lr=0.001"} <= set(words)
+
+
+def test_names_tell_runs_apart():
+    assert names([Path("a/x"), Path("b/y")]) == ["x", "y"]
+    assert names([Path("a/x"), Path("b/x")]) == ["a/x", "b/x"]
+    assert names([Path("a/x"), Path("a/x")]) == ["x", "x (2)"]
+
+
+def test_a_missing_package_is_one_clear_sentence(monkeypatch):
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    with pytest.raises(RunError, match=r"needs jinja2 and plotly: try `pip install 'precsim\[rep"):
+        page.require()
+
+
+def precsim(*words):
+    command = [sys.executable, "-m", "precsim", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_verb(folder, tmp_path):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("plotly")
+    output = tmp_path / "out.html"
+    done = precsim("report", folder / "scaled", folder / "flushed", "-o", output, "--drift", "0")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert re.search(r"wrote .*out.html \([\d.]+ MB", done.stderr)
+    html = output.read_text("utf-8")
+    assert shlex.join(["precsim", "report", str(folder / "scaled")]) in Text(html).text
+    missing = precsim("report", tmp_path / "nothing", "-o", tmp_path / "x.html")
+    assert missing.returncode == 2
+    assert "no directory" in missing.stderr
+    assert "Traceback" not in missing.stderr
+    unwritable = precsim(
+        "report", folder / "scaled", "-o", tmp_path / "no" / "x.html", "--drift", "0"
+    )
+    assert unwritable.returncode == 2
+
+
+def test_the_wheel_has_the_templates(tmp_path):
+    pytest.importorskip("hatchling")
+    build = "import hatchling.build, sys; print(hatchling.build.build_wheel(sys.argv[1]))"
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = zipfile.ZipFile(wheel).namelist()
+    for template in (ROOT / "precsim/report/templates").iterdir():
+        assert f"precsim/report/templates/{template.name}" in inside

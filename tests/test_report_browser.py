@@ -1,0 +1,207 @@
+"""The report in a browser: it loads nothing, its player slides, its cells open, without a word of error."""
+
+import shutil
+
+import pytest
+from tiny_runs import tiny
+
+import precsim as ps
+from precsim.report import page
+from precsim.report.collect import collect
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("jinja2")
+pytest.importorskip("plotly")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look with")
+
+EVIL = "<img src=x onerror=alert(1)>"
+LOW = "activations=e4m3 gradients=e4m3 weight_gradients=e4m3 master_weights=fp32"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as engine:
+        started = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    top = tmp_path_factory.mktemp("runs")
+    common = {"steps": 6, "observe": "hist", "checkpoint_every": 3}
+    flushed = ps.train(tiny(policy=LOW, loss_scale="static:0.001", **common), out=top / "a")
+    other = ps.train(tiny(policy="fp16", loss_scale="dynamic:1e9:3", **common), out=top / "b")
+    return {EVIL: flushed, "other": other}
+
+
+@pytest.fixture(scope="module")
+def file(runs, tmp_path_factory):
+    found = [collect(run, name, rows=9000, points=2) for name, run in runs.items()]
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(page.render(found, "precsim report again"), "utf-8")
+    return path
+
+
+@pytest.fixture
+def view(browser, file):
+    """A page that has loaded, and what went wrong in it: requests, messages, errors."""
+    tab = browser.new_page(viewport={"width": 1200, "height": 900})
+    wrong = []
+    tab.on("request", lambda r: r.url.startswith(("file:", "blob:")) or wrong.append(r.url))
+    tab.on("console", lambda message: wrong.append(message.text))
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.goto(file.as_uri())
+    tab.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+    yield tab
+    tab.close()
+    assert wrong == []
+
+
+def slide(view, to):
+    view.eval_on_selector(
+        "#slider", "(s, to) => { s.value = to; s.dispatchEvent(new Event('input')); }", to
+    )
+
+
+def test_the_slider_shows_each_step_with_its_ops(view, runs):
+    run = runs[EVIL]
+    for at in (0, 3, 5):
+        slide(view, at)
+        assert view.locator("#where").inner_text() == f"step {at}"
+        loss = view.locator("#facts b").first.inner_text()
+        assert float(loss) == pytest.approx(run.records[at].loss, rel=1e-3)
+        ops = run.ops(at)
+        rows = view.locator("#rows tr[data-op]")
+        assert rows.count() == len(ops)
+        titles = rows.locator("td:first-child").evaluate_all("cells => cells.map(c => c.title)")
+        assert titles == ops["path"].tolist()
+        shown = rows.locator("td:nth-child(4)").all_inner_texts()
+        for text, share in zip(shown, ops["flushed_share"], strict=True):
+            number = float(text.strip("<%"))
+            assert abs(number - 100 * share) <= 0.5, (text, share)
+
+
+def test_buttons_filters_and_keys(view):
+    slide(view, 2)
+    view.click("#forward")
+    assert view.locator("#where").inner_text() == "step 3"
+    view.click("#back")
+    view.click("#back")
+    assert view.locator("#where").inner_text() == "step 1"
+    every = view.locator("#rows tr[data-op]").count()
+    view.click("#phases button:has-text('backward')")
+    backward = view.locator("#rows tr[data-op] td:first-child")
+    titles = backward.evaluate_all("cells => cells.map(c => c.title.split('/')[0])")
+    assert set(titles) <= {"gradients", "weight_gradients"}
+    assert 0 < len(titles) < every
+    view.fill("#filter", "softmax")
+    assert view.locator("#rows tr[data-op]").count() < len(titles)
+    view.fill("#filter", "")
+    view.click("#phases button:has-text('all')")
+    view.check("#worst")
+    flushed = view.locator("#rows tr[data-op] td:nth-child(4)").first.inner_text()
+    assert float(flushed.strip("<%")) > 50
+    view.focus("#list")
+    before = view.locator("#name").inner_text()
+    for _ in range(3):
+        view.keyboard.press("ArrowDown")
+    assert view.locator("tr[aria-selected=true]").count() == 1
+    assert view.locator("#name").inner_text() != before or every == 1
+
+
+def test_the_op_under_the_pointer_has_its_exponents_shown(view, runs):
+    slide(view, 5)
+    row = view.locator("#rows tr[data-op]").nth(4)
+    row.hover()
+    path = row.locator("td:first-child").get_attribute("title")
+    assert view.locator("#name").inner_text().startswith(path)
+    assert view.locator("tr[aria-selected=true] td:first-child").get_attribute("title") == path
+    view.wait_for_timeout(100)
+    ops = runs[EVIL].ops(5)
+    counts = ops["histogram"][4]
+    heights = view.evaluate("document.getElementById('histogram').data[0].y")
+    assert len(heights) == len(counts[counts.nonzero()[0][0] : counts.nonzero()[0][-1] + 1])
+    assert max(heights) == pytest.approx(100 * counts.max() / counts.sum())
+    assert f"in {ops['format'][4]} (max" in view.locator("#said").inner_text()
+
+
+def test_play_goes_to_the_end_and_stops(view):
+    slide(view, 3)
+    view.click("#play")
+    view.wait_for_selector("#where:has-text('step 5')", timeout=5000)
+    view.wait_for_selector("#play:has-text('play')", timeout=5000)
+
+
+def test_a_cell_of_the_map_opens_its_step_and_op(view):
+    view.locator("#map").scroll_into_view_if_needed()
+    grid = view.evaluate(
+        """(() => { const map = document.getElementById("map"), l = map._fullLayout;
+        const box = map.getBoundingClientRect();
+        const at = (x, y) => [box.x + l._size.l + l.xaxis.d2p(x), box.y + l._size.t + l.yaxis.d2p(y)];
+        const rows = map.data[0].z.length;
+        return {at: at(4, rows - 2), rows, text: map.data[0].text[rows - 2][4]}; })()"""
+    )
+    view.mouse.move(grid["at"][0] - 2, grid["at"][1])
+    view.mouse.move(*grid["at"])
+    view.mouse.click(*grid["at"])
+    view.wait_for_timeout(200)
+    step = grid["text"].partition("step ")[2].partition(":")[0]
+    assert view.locator("#where").inner_text() == f"step {step}"
+    scope = grid["text"].partition(" ")[0]
+    assert scope in view.locator("#name").inner_text()
+
+
+def test_another_run_has_its_own_steps(view, runs):
+    view.select_option("#run", label="other")
+    slide(view, 0)
+    titles = view.locator("#rows tr[data-op] td:first-child")
+    assert (
+        titles.evaluate_all("cells => cells.map(c => c.title)")
+        == runs["other"].ops(0)["path"].tolist()
+    )
+    assert "skipped" in view.locator("#facts").inner_text()
+
+
+def test_names_are_text_in_charts_too(view):
+    assert view.locator("img").count() == 0
+    assert EVIL in view.locator("#loss .legend").text_content()
+
+
+@pytest.mark.parametrize("width", [1200, 600, 360])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_the_window(browser, file, width, scheme):
+    tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab.goto(file.as_uri())
+    tab.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    ink, paper = tab.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
+
+    def light(colour):
+        return sum(int(part) for part in colour[4:-1].split(",")) / 765
+
+    assert abs(light(ink) - light(paper)) > 0.7
+    assert (light(paper) > 0.5) == (scheme == "light")
+    tab.close()
+
+
+def test_without_scripts_the_tables_are_there(browser, file, runs):
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    requests = []
+    tab.on("request", lambda r: requests.append(r.url))
+    tab.goto(file.as_uri())
+    text = tab.locator("main").inner_text()
+    assert "worst of" in text
+    assert not tab.locator("#controls").is_visible()
+    assert tab.locator(".static .chip").first.is_visible()
+    assert tab.locator(".chart:visible").count() == 0
+    tab.locator("summary").first.click()
+    assert f"{runs[EVIL].records[-1].loss:.5g}" in tab.locator("details").first.inner_text()
+    assert requests == [file.as_uri()]
+    context.close()

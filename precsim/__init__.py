@@ -11,8 +11,9 @@ from typing import Any
 
 from precsim.engine import ops
 from precsim.engine.context import Context, current, scope, using
-from precsim.engine.policy import Policy, Rule
+from precsim.engine.policy import Policy
 from precsim.engine.precision import Accumulator, Precision
+from precsim.engine.rule import Rule
 from precsim.engine.tensor import Tensor, tensor
 from precsim.formats import arithmetic, exact
 from precsim.formats.accounting import Counts, quantize_counted

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import precsim as ps
-from precsim.engine.policy import PHASES
+from precsim.engine.rule import PHASES
 
 
 def test_outside_any_block_it_is_fp32_and_nobody_watches():

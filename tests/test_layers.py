@@ -20,7 +20,7 @@ PARTS = (
     "cli_verify", "cli_runs", "cli_analyse", "cli_scan", "cli_scale", "cli_views", "cli_recipes", "cli", "__main__",
 )  # fmt: skip
 
-ENGINE = ("policy", "context", "tape", "tensor", "dispatch", "ops")
+ENGINE = ("rule", "policy", "context", "tape", "tensor", "dispatch", "ops")
 
 MOST_LINES = 400
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import precsim as ps
-from precsim.engine.policy import PHASES, Granularity, Origin, Saved
+from precsim.engine.policy import Granularity
 from precsim.engine.precision import Accumulator, Precision
+from precsim.engine.rule import PHASES, Origin, Saved
 
 FORMATS = st.sampled_from(["fp32", "tf32", "fp16", "bf16", "e4m3", "e5m2", "int8:row", "e6m9"])
 WORDS = st.sampled_from(["", ":stochastic", ":toward_zero", ":saturate", ":up:ieee"])
@@ -217,6 +218,27 @@ def test_decisions_are_remembered_for_exactly_what_they_were_made():
     assert ps.Policy.parse("activations=fp16").decide(
         "add", "elementwise", "activations", "body", operands[0], (Origin.INPUT,) * 2
     ).format == ps.format("fp16")  # fmt: skip
+
+
+def test_weights_of_some_layers_are_kept_in_another_format():
+    policy = ps.Policy.parse(
+        "weights=bf16 rule=op=*,output=fp16 rule=role=weights,scope=*.bias,output=fp32 "
+        "rule=role=optimizer_state,scope=head*,output=bf16"
+    )
+    assert str(policy.stored("weights", "blocks.0.fc1.weight")) == "bf16"  # "*" names no role
+    assert str(policy.stored("weights", "blocks.0.fc1.bias")) == "fp32"
+    assert str(policy.stored("optimizer_state", "head.weight")) == "bf16"
+    assert str(policy.stored("master_weights", "head.weight")) == "none"
+    sizes = ps.GPTConfig(layers=1, heads=1, width=4, context=4, vocabulary=5)
+    rule = "weights=bf16 rule=role=weights,scope=blocks.*.fc?.weight,output=int8:column"
+    with ps.using(rule):
+        model = ps.GPT(sizes)
+        tokens = np.zeros((1, 4), int)
+        model.loss(tokens, tokens).backward()
+        ps.optim.AdamW(model.parameters, 0.1).step({n: p.grad for n, p in model.parameters.items()})
+    kept = {n for n, p in model.parameters.items() if p.format == ps.format("int8:column")}
+    assert kept == {"blocks.0.fc1.weight", "blocks.0.fc2.weight"}
+    assert {p.format.name for n, p in model.parameters.items() if n not in kept} == {"bf16"}
 
 
 def test_a_rule_shows_in_the_numbers():

@@ -19,19 +19,23 @@ def formats(name):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    # weights master | matmuls softmax norm gelu residual loss | backward weight-grads .grad |
+    # weights master operands | matmuls softmax norm gelu residual loss | backward weight-grads .grad |
     # update state casts
     [
-        ("fp32", "fp32 none fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 0"),
-        ("torch_amp_fp16", "fp32 none fp16 fp32 fp32 fp16 fp32 fp32 fp16 fp16 fp32 fp32 fp32 32"),
+        ("fp32", "fp32 none fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 fp32 0"),
+        ("torch_amp_fp16", "fp32 none fp16 fp16 fp32 fp32 fp16 fp32 fp32 fp16 fp16 fp32 fp32 fp32 32"),
         ("torch_amp_cpu_bf16",
-         "fp32 none bf16 bf16 fp32 bf16 fp32 fp32 bf16 bf16 fp32 fp32 fp32 28"),
-        ("half", "fp16 none fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 0"),
-        ("apex_O1", "fp32 none fp16 fp32 fp32 fp32 fp32 fp32 fp16 fp16 fp32 fp32 fp32 36"),
-        ("apex_O2", "fp16 fp32 fp16 fp16 fp16 fp16 fp16 fp32 fp16 fp16 fp32 fp32 fp32 36"),
-        ("apex_O3", "fp16 none fp16 fp16 fp16 fp16 fp16 fp32 fp16 fp16 fp16 fp16 fp16 2"),
+         "fp32 none bf16 bf16 bf16 fp32 bf16 fp32 fp32 bf16 bf16 fp32 fp32 fp32 28"),
+        ("half", "fp16 none fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 fp16 0"),
+        ("apex_O1", "fp32 none fp16 fp16 fp32 fp32 fp32 fp32 fp32 fp16 fp16 fp32 fp32 fp32 36"),
+        ("apex_O2", "fp16 fp32 fp16 fp16 fp16 fp16 fp16 fp16 fp32 fp16 fp16 fp32 fp32 fp32 36"),
+        ("apex_O3", "fp16 none fp16 fp16 fp16 fp16 fp16 fp16 fp32 fp16 fp16 fp16 fp16 fp16 2"),
+        ("torchao_fp8_rowwise",
+         "bf16 fp32 e4m3:row:rceil:amax_min=1e-12 bf16 bf16 bf16 bf16 bf16 fp32 bf16 bf16 bf16 fp32 fp32 41"),
+        ("switchback",
+         "bf16 fp32 int8:row/int8/bf16 bf16 bf16 bf16 bf16 bf16 fp32 bf16 bf16 bf16 fp32 fp32 33"),
         ("keras_mixed_float16",
-         "fp32 none fp16 fp16 fp32 fp16 fp16 fp32 fp16 fp16 fp32 fp32 fp32 36"),
+         "fp32 none fp16 fp16 fp16 fp32 fp16 fp16 fp32 fp16 fp16 fp32 fp32 fp32 36"),
     ],
 )  # fmt: skip
 def test_what_is_in_which_format(name, expected):
@@ -67,6 +71,20 @@ def test_apex_o2_and_o3_differ_in_their_masters_update_and_scale():
     ]
     assert ("loss scale", "kind", "apex from 65536", "none") in found
     assert "forward" not in {where for where, *_ in found}
+
+
+def test_what_torchao_multiplies_differs_where_the_weight_gradient_is_left_in_bf16():
+    row, tensor = "e4m3:row:rceil:amax_min=1e-12", "e4m3:tensor:rceil:amax_min=1e-12"
+    assert differences("torchao_fp8_rowwise", "torchao_fp8_rowwise_gw_hp")[:2] == [
+        ("operands", "input gradient", f"{row} x {row}", f"{row} x {tensor}"),
+        ("operands", "weight gradient", f"{row} x {row}", "bf16 x bf16"),
+    ]
+
+
+def test_rules_for_the_weights_of_some_layers_show():
+    found = asdict(table.row(ps.recipe("torchao_int8_weights")))
+    assert found["weights"] == "bf16/int8:column:bf16:full:stochastic"
+    assert found["master"] == "none"
 
 
 def test_entries_of_the_configuration_count_as_differences():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import precsim as ps
-from precsim.engine.policy import Rule
+from precsim.engine.rule import Rule
 from precsim.observe.counters import HIGHEST, LOWEST, OpCounts
 from precsim.runs import schedule as schedules
 from precsim.runs.config import ConfigError, read

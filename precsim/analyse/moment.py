@@ -15,8 +15,9 @@ import numpy.typing as npt
 from precsim.engine import ops
 from precsim.engine.context import Observer, using
 from precsim.engine.dispatch import Event
-from precsim.engine.policy import PHASES, Policy, Rule
+from precsim.engine.policy import Policy
 from precsim.engine.precision import Precision
+from precsim.engine.rule import PHASES, Rule
 from precsim.formats.registry import element_of, format
 from precsim.nn.gpt import GPT, GPTConfig
 
@@ -129,7 +130,10 @@ def promote(policy: Policy, sites: Iterable[Site], to: str = "fp64") -> Policy:
     chosen = list(sites)
     if WEIGHTS in chosen:
         wide, none = Precision.parse(to), Precision("none")
-        policy = replace(policy, weights=wide, master_weights=none, initial_weights=None)
+        others = tuple(rule for rule in policy.rules if rule.role != "weights")
+        policy = replace(
+            policy, weights=wide, master_weights=none, initial_weights=None, rules=others
+        )
     rules = tuple(site.rule(to) for site in chosen if site != WEIGHTS)
     return replace(policy, rules=rules + policy.rules, arithmetic="exact")
 
@@ -138,10 +142,12 @@ def only(policy: Policy, sites: Iterable[Site]) -> Policy:
     """Return fp64 everywhere but at the given sites, which round as `policy` has them round."""
     chosen = list(sites)
     high = replace(REFERENCE, granularity=policy.granularity)
+    kept: tuple[Rule, ...] = ()
     if WEIGHTS in chosen:
         high = replace(high, weights=policy.weights, master_weights=policy.master_weights)
+        kept = tuple(rule for rule in policy.rules if rule.role in ("weights", "master_weights"))
     rules = tuple(_low_rule(policy, site) for site in chosen if site != WEIGHTS)
-    return replace(high, rules=rules)
+    return replace(high, rules=(*rules, *kept))
 
 
 def _low_rule(policy: Policy, site: Site) -> Rule:

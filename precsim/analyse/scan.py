@@ -13,8 +13,9 @@ from math import log2
 from typing import Any
 
 from precsim.analyse.moment import Moment, Values, relative_error
-from precsim.engine.policy import PHASES, Policy
+from precsim.engine.policy import Policy
 from precsim.engine.precision import FOLLOWING, Precision
+from precsim.engine.rule import PHASES
 from precsim.formats.registry import element_of, format
 from precsim.observe.counters import Counters
 

@@ -12,8 +12,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from precsim.engine.policy import PHASES, Policy
+from precsim.engine.policy import Policy
 from precsim.engine.pool import Pool
+from precsim.engine.rule import PHASES
 
 Observer = Callable[[Any], None]
 """Called with an `Event` after every rounded op; must not write to the arrays it is shown."""

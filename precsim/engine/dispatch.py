@@ -17,8 +17,9 @@ import numpy as np
 from precsim.backend.random import key, words
 from precsim.engine.arithmetic import Arithmetic, Array
 from precsim.engine.context import Context, current
-from precsim.engine.policy import Decision, Saved
+from precsim.engine.policy import Decision
 from precsim.engine.precision import Accumulator, Precision
+from precsim.engine.rule import Saved
 from precsim.engine.tape import OPS, Node, Primitive, Vjp
 from precsim.engine.tensor import Tensor, as_tensor
 from precsim.formats.arrays import array_module

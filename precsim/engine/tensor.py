@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from precsim.backend import get_backend
 from precsim.engine.context import current, using
-from precsim.engine.policy import Origin
+from precsim.engine.rule import Origin
 from precsim.engine.tape import OPS, Node, backward
 from precsim.formats.arrays import array_module
 from precsim.formats.registry import AnyFormat

@@ -21,10 +21,11 @@ def stored(values: npt.ArrayLike, name: str) -> Tensor:
         start: Any = values
         if policy.initial_weights is not None:
             start = ops.cast(values, to=policy.initial_weights)
-        rounded = ops.cast(start, to=policy.master_weights if policy.has_master else policy.weights)
+        role = "master_weights" if policy.has_master else "weights"
+        rounded = ops.cast(start, to=policy.stored(role, name))
     return Tensor(rounded.data, rounded.format, requires_grad=True, is_weight=True, name=name)
 
 
 def read(parameter: Tensor) -> Tensor:
     """Return a parameter in the format that the forward pass reads it in: an op, `cast`, if any."""
-    return ops.cast(parameter, to=current().policy.weights)
+    return ops.cast(parameter, to=current().policy.stored("weights", parameter.name))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 from types import MappingProxyType
 
-from precsim.recipes import apex, basic, keras, seed, torch, weights
+from precsim.recipes import apex, basic, keras, seed, switchback, torch, torchao, weights
 from precsim.recipes.recipe import Recipe
 
 RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
-        for part in (basic, torch, apex, keras, weights, seed)
+        for part in (basic, torch, apex, keras, weights, torchao, switchback, seed)
         for recipe in part.RECIPES
     }
 )  # fmt: skip

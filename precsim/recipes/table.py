@@ -15,6 +15,7 @@ import numpy as np
 
 from precsim.engine.context import using
 from precsim.engine.dispatch import Event
+from precsim.engine.precision import Precision
 from precsim.nn import scaling
 from precsim.nn.gpt import GPT, GPTConfig
 from precsim.nn.grad_scaler import GradScaler
@@ -34,7 +35,9 @@ class Trace:
 
     `forward` and `backward` are those of activations and their gradients, `weight_gradients` those
     in which gradients of weights are computed, `grad` those in which they are handed over; `casts`
-    counts changes of format in one step.
+    counts changes of format in one step.  `operands` are those of the three products of the linear
+    layers between embedding and head: "left x right", with blocks as the rule spells them.
+    `stored` has weights, masters and states, by role.
     """
 
     forward: dict[str, str]
@@ -42,6 +45,16 @@ class Trace:
     weight_gradients: dict[str, str]
     grad: str
     casts: int
+    operands: dict[str, str]
+    stored: dict[str, str]
+
+
+PRODUCTS = {
+    "activations": "forward",
+    "gradients": "input gradient",
+    "weight_gradients": "weight gradient",
+}
+"""Role of a linear layer's product -> what it is called."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,7 @@ class Row:
     name: str
     weights: str
     master: str
+    operands: str
     matmuls: str
     softmax: str
     norm: str
@@ -80,6 +94,7 @@ class Difference:
 def trace(one: Recipe) -> Trace:
     """Run one step of a tiny GPT and return what was in which format."""
     seen: dict[str, dict[str, Counter[str]]] = {}
+    products: dict[str, Counter[str]] = {}
     casts = 0
 
     def note(event: Event) -> None:
@@ -87,6 +102,12 @@ def trace(one: Recipe) -> Trace:
         if event.op == "cast" and event.scope != "seed":
             casts += 1
             return
+        if (
+            event.kind == "matmul"
+            and event.scope.startswith("blocks.")
+            and _part(event) == "linear"
+        ):
+            products.setdefault(PRODUCTS[event.role], Counter())[_operands(event)] += 1
         role = seen.setdefault(event.role, {})
         role.setdefault(_part(event), Counter())[_name(event)] += 1
 
@@ -108,6 +129,11 @@ def trace(one: Recipe) -> Trace:
         of("weight_gradients"),
         "/".join(dict.fromkeys(handed)),
         casts,
+        {product: ", ".join(found) for product, found in products.items()},
+        {
+            role: "/".join(dict.fromkeys(str(one.policy.stored(role, n)) for n in model.parameters))
+            for role in ("weights", "master_weights", "optimizer_state")
+        },
     )
 
 
@@ -117,8 +143,9 @@ def row(one: Recipe) -> Row:
     policy, forward = one.policy, seen.forward
     return Row(
         name=one.name,
-        weights=str(policy.weights),
-        master=str(policy.master_weights),
+        weights=seen.stored["weights"],
+        master=seen.stored["master_weights"],
+        operands="/".join(dict.fromkeys(" x ".join(seen.operands.values()).split(" x "))),
         matmuls=_joined(forward, "linear", "attention"),
         softmax=forward["softmax"],
         norm=forward["layer norm"],
@@ -129,7 +156,7 @@ def row(one: Recipe) -> Row:
         weight_gradients=seen.weight_gradients["linear"],
         grad=seen.grad,
         update=str(policy.update),
-        state=str(policy.optimizer_state),
+        state=seen.stored["optimizer_state"],
         scaling=_scaling(one),
         casts=seen.casts,
         about=one.about,
@@ -154,21 +181,22 @@ def diff(a: str | Recipe, b: str | Recipe) -> list[Difference]:
     """
     first, second = (recipe(one) if isinstance(one, str) else one for one in (a, b))
     found: list[Difference] = []
+    x, y = trace(first), trace(second)
 
     def compare(where: str, left: dict[str, str], right: dict[str, str]) -> None:
         for what in dict.fromkeys([*left, *right]):
-            x, y = left.get(what, "-"), right.get(what, "-")
-            if x != y:
-                found.append(Difference(where, what, x, y))
+            one, other = left.get(what, "-"), right.get(what, "-")
+            if one != other:
+                found.append(Difference(where, what, one, other))
 
-    x, y = trace(first), trace(second)
-    compare("weights", _weights(first), _weights(second))
+    compare("weights", _weights(first, x), _weights(second, y))
+    compare("operands", x.operands, y.operands)
     compare("forward", x.forward, y.forward)
     compare("backward", x.backward, y.backward)
     compare("weight gradients", x.weight_gradients, y.weight_gradients)
     compare("weight gradients", {"handed over in": x.grad}, {"handed over in": y.grad})
     compare("accumulators", _accumulators(first), _accumulators(second))
-    compare("update", _update(first), _update(second))
+    compare("update", _update(first, x), _update(second, y))
     compare("loss scale", *_scalers(first, second))
     compare("casts in a step", {"number": str(x.casts)}, {"number": str(y.casts)})
     return found
@@ -203,12 +231,18 @@ def _joined(formats: dict[str, str], *parts: str) -> str:
     return "/".join(dict.fromkeys(names))
 
 
-def _weights(one: Recipe) -> dict[str, str]:
-    policy = one.policy
+def _operands(event: Event) -> str:
+    """Return "left x right"; blocks of the right operand are turned back along its rows."""
+    left, right, *_ = event.input_formats
+    turned = right and Precision(right.name).for_operand(1)
+    return f"{left.name if left else '-'} x {turned.format if turned else '-'}"
+
+
+def _weights(one: Recipe, seen: Trace) -> dict[str, str]:
     return {
-        "stored": str(policy.weights),
-        "master copy": str(policy.master_weights),
-        "initially rounded to": str(policy.initial_weights or "-"),
+        "stored": seen.stored["weights"],
+        "master copy": seen.stored["master_weights"],
+        "initially rounded to": str(one.policy.initial_weights or "-"),
     }
 
 
@@ -223,10 +257,10 @@ def _accumulators(one: Recipe) -> dict[str, str]:
     return named
 
 
-def _update(one: Recipe) -> dict[str, str]:
-    policy = one.policy
+def _update(one: Recipe, seen: Trace) -> dict[str, str]:
     entries = {name: str(value) for name, value in one.entries.items()}
-    return {"arithmetic": str(policy.update), "state": str(policy.optimizer_state), **entries}
+    state = seen.stored["optimizer_state"]
+    return {"arithmetic": str(one.policy.update), "state": state, **entries}
 
 
 def _scaling(one: Recipe) -> str:

@@ -8,7 +8,8 @@ weight comes out of a low-precision matmul and is only then cast: it underflows 
 
 from __future__ import annotations
 
-from precsim.engine.policy import PHASES, Policy
+from precsim.engine.policy import Policy
+from precsim.engine.rule import PHASES
 from precsim.recipes.recipe import Recipe
 
 CUDA_FP32 = ("layer_norm", "softmax", "log_softmax", "nll_loss", "cross_entropy",

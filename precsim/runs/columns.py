@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from precsim.engine.policy import PHASES
+from precsim.engine.rule import PHASES
 from precsim.engine.tape import OPS
 from precsim.observe.counters import COUNTS, HIGHEST, LOWEST
 from precsim.observe.trace import StepTrace, matches

@@ -19,8 +19,9 @@ import numpy as np
 
 from precsim import __version__
 from precsim.engine.context import current
-from precsim.engine.policy import PHASES, Policy
+from precsim.engine.policy import Policy
 from precsim.engine.precision import FOLLOWING, Accumulator, Precision
+from precsim.engine.rule import PHASES
 from precsim.engine.tape import OPS
 from precsim.formats.registry import AnyFormat, element_of, format
 from precsim.observe.trace import shorten

@@ -19,8 +19,9 @@ from itertools import pairwise
 from math import isfinite
 from typing import Any, Protocol
 
-from precsim.engine.policy import PHASES, Policy, Rule
+from precsim.engine.policy import Policy
 from precsim.engine.precision import FOLLOWING, Precision
+from precsim.engine.rule import PHASES, Rule
 from precsim.engine.tape import OPS
 from precsim.formats.format import Format
 from precsim.formats.modes import stochastic

@@ -142,7 +142,7 @@ class Trainer:
 
 def rounded(tensor: Tensor, role: str, name: str) -> Tensor:
     """Return a tensor in the format that the policy has for a role; it may have it already."""
-    wanted = getattr(current().policy, role)
+    wanted = current().policy.stored(role, name)
     with using(role=role, scope=name):
         return ops.cast(Tensor(tensor.data, tensor.format), to=wanted)
 

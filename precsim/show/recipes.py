@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from precsim.engine.precision import Precision
+from precsim.formats.registry import is_scale_word
+from precsim.formats.scaled import Block
 from precsim.recipes import RECIPES
 from precsim.recipes.table import Difference, Row
 from precsim.runs.summary import Summary
@@ -24,6 +26,7 @@ ROW_COLUMNS = (
     Column("recipe", justify="left"),
     Column("weights", 2, "left"),
     Column("master", 4, "left"),
+    Column("operands", 2, "left"),
     Column("matmuls", 1, "left"),
     Column("softmax", 5, "left"),
     Column("norm", 6, "left"),
@@ -43,7 +46,8 @@ ROW_COLUMNS = (
 def rows_table(rows: Iterable[Row], width: int) -> Table:
     """Return the table of recipes: in which format a step of each has what.
 
-    Of the weights it also says how values are rounded into the format.
+    Of weights, operands and state it names the blocks that share a scale, and of weights how values
+    are rounded into the format; `precsim recipes diff` and --json have the rest.
     """
     cells: list[Cells] = []
     for row in rows:
@@ -52,11 +56,22 @@ def rows_table(rows: Iterable[Row], width: int) -> Table:
         cells.append(
             [
                 Text(row.name, style=ink(RECIPES[row.name].format)),
-                row.weights, row.master, *map(_formats, computed),
-                row.state, row.scaling, str(row.casts), row.about,
+                _short(row.weights), _short(row.master), _short(row.operands),
+                *map(_formats, computed), _short(row.state), row.scaling, str(row.casts), row.about,
             ]
         )  # fmt: skip
     return table(ROW_COLUMNS, cells, width)
+
+
+def _short(precisions: str) -> str:
+    """Return precisions, each once, without what they say of their scales but the blocks."""
+
+    def without(one: str) -> str:
+        name, *words = one.split(":")
+        kept = [w for w in words if not is_scale_word(w) or Block.parse(w) is not None]
+        return ":".join([name, *kept])
+
+    return "/".join(dict.fromkeys(map(without, precisions.split("/"))))
 
 
 def _formats(precisions: str) -> str:

@@ -95,6 +95,57 @@ def test_a_shared_scale_has_no_ends_of_its_own_to_count(name, x):
     check(counts, x.tolist(), event.rounded.tolist(), None)
 
 
+def counted_at_once(x, r, fmt):
+    """Count whole arrays, each count by what it is said to be."""
+    finite = np.isfinite(x)
+    size, after = np.abs(x), np.abs(r)
+    return {
+        "n": x.size,
+        "zeros": (x == 0).sum(),
+        "flushed": ((x != 0) & (r == 0)).sum(),
+        "subnormal": ((after > 0) & (after < fmt.smallest_normal)).sum(),
+        "overflowed": (finite & ~np.isfinite(r)).sum(),
+        "saturated": (finite & (size > fmt.max) & (after == fmt.max)).sum(),
+        "nan": np.isnan(r).sum(),
+        "nonfinite_in": (~finite).sum(),
+        "inexact": ((x != r) & ~(np.isnan(x) & np.isnan(r))).sum(),
+        "amax": size[finite].max(),
+        "amin": size[finite & (x != 0)].min(),
+    }
+
+
+@pytest.mark.parametrize("arithmetic", ["exact", "fast"])
+@pytest.mark.parametrize("size", [4095, 4096, 70001, 131072])
+@pytest.mark.parametrize(
+    ("low", "high", "name"),
+    [(-9, 3, "e4m3"), (-30, 12, "e4m3"), (-30, 18, "fp16"), (-63, 0, "bf16"), (-64, 0, "e5m2"),
+     (-120, 120, "bf16"), (-149, -120, "bf16"), (0, 9, "e4m3:saturate"), (-3, 1, "e8m0")],
+)  # fmt: skip
+def test_counts_of_large_arrays(low, high, name, size, arithmetic):
+    """Exponents that span fewer binades than are told apart in pairs, just as many, and more."""
+    random = np.random.default_rng(size)
+    x = np.ldexp(random.uniform(1, 2, size) * random.choice([-1, 1], size),
+                 random.integers(low, high, size, endpoint=True))  # fmt: skip
+    x[random.random(size) < 0.2] = 0
+    x[:2] = 2.0**low, 2.0**high
+    x[100:110], x[-5:-3], x[-1] = np.nan, -np.inf, 2.0**low
+    x = x.astype(np.float32)
+    counts, event = observed(x, name, arithmetic)
+    fmt = ps.format(name.partition(":")[0])
+    r = event.rounded.astype(np.float64)
+    want = counted_at_once(x.astype(np.float64), r, fmt)
+    assert {key: getattr(counts, key) for key in want} == want
+    kept = np.abs(x[np.isfinite(x) & (x != 0)].astype(np.float64))
+    exponents, times = np.unique(np.frexp(kept)[1] - 1, return_counts=True)
+    found = np.flatnonzero(counts.histogram)
+    np.testing.assert_array_equal(found + LOWEST, exponents)
+    np.testing.assert_array_equal(counts.histogram[found], times)
+    both = np.isfinite(x) & np.isfinite(r)
+    squares = np.square(x[both], dtype=np.float64).sum()
+    assert counts.square == pytest.approx(squares, rel=1e-5)
+    assert counts.error == pytest.approx(np.square(r[both] - x[both]).sum(), rel=1e-5, abs=1e-300)
+
+
 @pytest.mark.parametrize("shape", [(), (3,), (2, 0), (0,), (2, 3)])
 @pytest.mark.parametrize("value", [0.0, -0.0, math.nan, math.inf, 1e-9, 70000.0, 1.0])
 @pytest.mark.parametrize("precision", ["fp16", "fp64", "fp64:saturate", "e8m0", "e2m1"])

@@ -12,22 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from precsim.engine.dispatch import Event
-from precsim.formats.arrays import array_module
-from precsim.formats.format import Format
-from precsim.formats.registry import AnyFormat, element_of
+from precsim.formats.registry import element_of
+from precsim.observe.tally import HIGHEST, LOWEST, Tally
 
-LOWEST, HIGHEST = -160, 140
-"""Exponents that a histogram tells apart; smaller and larger ones go to the end bins."""
+__all__ = ["COUNTS", "HIGHEST", "LOWEST", "Counters", "OpCounts", "count", "total"]
 
 COUNTS = ("n", "zeros", "flushed", "subnormal", "overflowed", "saturated", "nan", "nonfinite_in",
           "inexact", "swamped", "updates")  # fmt: skip
+TALLIED = (*COUNTS[1:9], "amax", "amin", "square", "error", "histogram")
+"""What is read off the values before and after rounding, and nothing else."""
 
 
 @dataclass
@@ -170,95 +169,19 @@ def total(rows: Iterable[OpCounts], **wanted: str) -> OpCounts:
 
 
 def count(event: Event, *, histogram: bool = True) -> OpCounts:
-    """Return the counts of one event.  Defined for empty, all-zero, all-NaN and 0-d results.
-
-    Rounding keeps the order of values, so the largest and smallest before it tell which of the
-    format's ends need a look at all; most ops touch neither.
-    """
-    exact, rounded, fmt = event.exact, event.rounded, event.format
-    xp = array_module(exact)
-    element = element_of(fmt)
+    """Return the counts of one event.  Defined for empty, all-zero, all-NaN and 0-d results."""
+    exact, fmt = event.exact, event.format
     counts = OpCounts(
         event.path, event.step, event.call, event.op, event.phase, event.role, event.scope,
-        fmt.name, element.u, exact.size,
+        fmt.name, element_of(fmt).u, exact.size,
     )  # fmt: skip
-    if exact.size == 0:
-        return counts
-    with np.errstate(all="ignore"):
-        magnitude = xp.abs(exact)
-        counts.zeros = int(xp.count_nonzero(exact == 0))  # NumPy counts booleans faster than floats
-        counts.amax = float(magnitude.max())
-        changed = not _holds_carrier(fmt, exact.dtype)
-        if changed and element.has_zero:
-            counts.flushed = int(xp.count_nonzero(rounded == 0)) - counts.zeros
-        if changed:
-            counts.inexact = int(xp.count_nonzero(exact != rounded))
-        within = isinstance(fmt, Format) and fmt.signed and counts.amax <= fmt.max
-        if not within and not (np.isfinite(counts.amax) and xp.isfinite(rounded).all()):
-            exact, rounded, magnitude = _set_nonfinite_aside(counts, exact, rounded, magnitude)
-        counts.amin = _smallest_nonzero(magnitude)
-        if isinstance(fmt, Format):
-            _count_range_ends(counts, fmt, magnitude, rounded)
-        counts.square = _sum_of_squares(exact)
-        counts.error = _sum_of_squares(rounded - exact) if counts.inexact else 0.0
+    if exact.size:
+        tally = Tally(exact, event.rounded, fmt, histogram=histogram)
+        for name in TALLIED:
+            setattr(counts, name, getattr(tally, name))
         if event.op == "apply_update":
             _count_swamped(counts, event)
-        if histogram and np.isfinite(counts.amin):
-            counts.histogram = exponent_histogram(magnitude, xp)
     return counts
-
-
-@lru_cache(maxsize=1024)
-def _holds_carrier(fmt: AnyFormat, dtype: np.dtype[Any]) -> bool:
-    """Return whether every carrier value is one of the format, so that rounding changes none."""
-    limits = np.finfo(dtype)
-    return (
-        isinstance(fmt, Format)
-        and fmt.subnormals
-        and fmt.has_inf
-        and (fmt.man_bits, fmt.emin, fmt.emax) == (limits.nmant, limits.minexp, limits.maxexp - 1)
-    )
-
-
-def _set_nonfinite_aside(counts: OpCounts, *arrays: Any) -> tuple[Any, Any, Any]:
-    """Count NaN, infinities and overflow, and return the arrays with zeros in their place.
-
-    Overflow leaves exact and rounded, but not the magnitude, which is about what came in.
-    """
-    exact, rounded, magnitude = arrays
-    xp = array_module(exact)
-    finite_before, finite_after = xp.isfinite(exact), xp.isfinite(rounded)
-    counts.nonfinite_in = int(exact.size - xp.count_nonzero(finite_before))
-    counts.overflowed = int(xp.count_nonzero(finite_before & ~finite_after))
-    counts.nan = int(xp.count_nonzero(xp.isnan(rounded)))
-    stays_nan = xp.isnan(exact) & xp.isnan(rounded)
-    counts.inexact = int(xp.count_nonzero((exact != rounded) & ~stays_nan))
-    counts.flushed = int(xp.count_nonzero((exact != 0) & (rounded == 0)))  # a zero may be NaN now
-    both = finite_before & finite_after
-    magnitude = xp.where(finite_before, magnitude, 0)
-    counts.amax = float(magnitude.max())
-    return xp.where(both, exact, 0), xp.where(both, rounded, 0), magnitude
-
-
-def _sum_of_squares(x: Any) -> float:
-    """Return the sum, in float64 where the squares of float32 values may have left its range."""
-    flat = x.ravel()
-    total = float(flat @ flat)
-    if flat.dtype == np.float64 or 1e-24 < total < 1e36:
-        return total
-    wide = flat.astype(np.float64)
-    return float(wide @ wide)
-
-
-def _count_range_ends(counts: OpCounts, fmt: Format, magnitude: Any, rounded: Any) -> None:
-    """Count subnormal and saturated results; a shared scale has neither in its own units."""
-    xp = array_module(magnitude)
-    if counts.amax > fmt.max:
-        at_max = xp.abs(rounded) == fmt.max
-        counts.saturated = int(xp.count_nonzero((magnitude > fmt.max) & at_max))
-    if counts.amin < fmt.smallest_normal:
-        small = int(xp.count_nonzero(xp.abs(rounded) < fmt.smallest_normal))
-        counts.subnormal = small - int(xp.count_nonzero(rounded == 0))
 
 
 def _count_swamped(counts: OpCounts, event: Event) -> None:
@@ -267,35 +190,3 @@ def _count_swamped(counts: OpCounts, event: Event) -> None:
     moved = delta != 0
     counts.updates = int(moved.sum())
     counts.swamped = int((moved & (event.rounded == weight)).sum())
-
-
-def _smallest_nonzero(magnitude: Any) -> float:
-    """Return the smallest magnitude that is not zero; inf if all are.
-
-    The bits of magnitudes are ordered as they are, and those of 0, less one, come out last.
-    """
-    uint: Any = np.uint32 if magnitude.dtype == np.float32 else np.uint64
-    last = int((magnitude.view(uint) - uint(1)).min())
-    with np.errstate(over="ignore"):
-        bits = uint(last) + uint(1)
-    return float(bits.view(magnitude.dtype)) if bits else float("inf")
-
-
-def exponent_histogram(magnitude: Any, xp: Any = np) -> npt.NDArray[np.int64]:
-    """Return how many of the finite nonzero magnitudes have each exponent, LOWEST to HIGHEST.
-
-    Zeros are not counted; exponents beyond the ends count in the end bins.
-    """
-    flat = magnitude.ravel()
-    if flat.dtype == np.float32 and _smallest_nonzero(flat) < np.finfo(np.float32).tiny:
-        flat = flat.astype(np.float64)  # a subnormal's exponent is in its leading zeros
-    signed, shift, bias = (np.int32, 23, 127) if flat.dtype == np.float32 else (np.int64, 52, 1023)
-    fields: Any = xp.bincount(flat.view(signed) >> signed(shift), minlength=bias + HIGHEST + 1)
-    by_field: Any = fields.get() if hasattr(fields, "get") else fields
-    by_field[0] -= int(xp.count_nonzero(flat == 0))
-    lowest = bias + LOWEST  # the field of LOWEST; float32 has none so low
-    histogram = np.zeros(HIGHEST - LOWEST + 1, np.int64)
-    histogram[max(0, -lowest) :] = by_field[max(0, lowest) : bias + HIGHEST + 1]
-    histogram[0] += by_field[: max(0, lowest)].sum()
-    histogram[-1] += by_field[bias + HIGHEST + 1 :].sum()
-    return histogram

@@ -1,21 +1,28 @@
-"""What the README shows is what happens."""
+"""What the README shows is what happens, in English and in Chinese."""
 
 import doctest
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PAGES = [pytest.param("README.md", 8, id="English"), pytest.param("README.zh-CN.md", 8, id="中文")]
 
 
-def test_the_examples_in_the_readme_print_what_it_says():
-    results = doctest.testfile(str(README), False, optionflags=doctest.ELLIPSIS)
-    assert results.attempted >= 8
+@pytest.mark.parametrize(("page", "at_least"), PAGES)
+def test_the_examples_in_the_readme_print_what_it_says(page, at_least):
+    results = doctest.testfile(
+        str(ROOT / page), False, optionflags=doctest.ELLIPSIS, encoding="utf-8"
+    )
+    assert results.attempted >= at_least
     assert results.failed == 0
 
 
-def test_every_figure_in_the_readme_exists():
-    text = README.read_text(encoding="utf-8")
+@pytest.mark.parametrize(("page", "_"), PAGES)
+def test_every_file_that_the_readme_points_at_exists(page, _):
+    text = (ROOT / page).read_text(encoding="utf-8")
     shown = [part.split(")")[0] for part in text.split("](")[1:]]
-    figures = [name for name in shown if name.startswith("figures/")]
-    assert figures
-    for name in figures:
-        assert (README.parent / name).is_file(), name
+    files = [name for name in shown if "://" not in name]
+    assert any(name.startswith("figures/") for name in files)
+    assert [name for name in files if not (ROOT / name).is_file()] == []

@@ -32,7 +32,7 @@ def products(name, x, w, g, arithmetic="exact"):
     return [found[role] for role in ROLES]
 
 
-PEERS = ("torchao_fp8_rowwise", "torchao_fp8_rowwise_gw_hp",
+PEERS = ("torchao_fp8_tensorwise", "torchao_fp8_rowwise", "torchao_fp8_rowwise_gw_hp",
          "torchao_int8_mixed", "switchback")  # fmt: skip
 
 

@@ -41,12 +41,14 @@ _REPEATED = 64
 class Scales:
     """The scales of an array's blocks, as float64 values of shape (R, C).
 
-    `tensor` is the second level, of one element; `zero_points` are whole numbers.  None: has none.
+    `tensor` is the second level, of one element; `zero_points` are whole numbers; `factors` are what
+    values are multiplied with, where they are not divided by the scale.  None: has none.
     """
 
     blocks: Array
     tensor: Array | None = None
     zero_points: Array | None = None
+    factors: Array | None = None
 
     @property
     def total(self) -> Array:
@@ -55,11 +57,17 @@ class Scales:
 
 
 def quantize_into(
-    x: Array, out: Array, fmt: Scaled, rounding: Mode, words: Array | None = None
+    x: Array,
+    out: Array,
+    fmt: Scaled,
+    rounding: Mode,
+    words: Array | None = None,
+    factor: float = 1.0,
 ) -> None:
     """Round contiguous x into contiguous `out`, which may be x; the rules are `Scaled`'s.
 
     Each value is scale times element, rounded to nearest once where the carrier cannot hold it.
+    `factor`, a float32 number, is that of `ScaleRule.DELAYED`.
     """
     tiling = Tiling.of(x.shape, fmt.block)
     if x.size == 0:
@@ -68,7 +76,7 @@ def quantize_into(
     target = array_module(x).empty_like(source) if tiling.ragged else tiling.view(out)
     drawn = None if words is None else tiling.view(words)
     with np.errstate(all="ignore"):  # what is beyond the range is the subject here
-        scales = find_scales(source, fmt)
+        scales = find_scales(source, fmt, factor)
         _round(source, target, scales, fmt, rounding, drawn)
     if tiling.ragged:
         out[...] = tiling.restore(target)
@@ -115,17 +123,24 @@ def join(elements: Array, scales: Scales, fmt: Scaled) -> Array:
     return tiling.restore(view * scales.total.reshape(high, 1, across, 1))
 
 
-def find_scales(view: Array, fmt: Scaled) -> Scales:
+def find_scales(view: Array, fmt: Scaled, factor: float = 1.0) -> Scales:
     """Return the scales of the blocks of an (R, M, C, N) array, by the format's rule."""
     xp = array_module(view)
     if fmt.affine:
         return _affine_scales(view, fmt)
+    if fmt.rule is ScaleRule.DELAYED:
+        return _of_factors(xp.full((1, 1), factor, np.float32))
     amax = _amax(view)
     finite = xp.isfinite(amax)
     if not finite.all():
         amax[~finite] = xp.nan
     if fmt.amax_min:
         xp.maximum(amax, fmt.amax_min, out=amax)
+    if fmt.rule is ScaleRule.INVERSE:
+        amax[amax > FP32.max] = xp.nan
+        factors = (fmt.element.max / amax).astype(np.float32)
+        factors[amax == 0] = 1
+        return _of_factors(xp.minimum(factors, np.float32(FP32.max)))
     if fmt.scale.man_bits == 0 and fmt.rule.gives_powers:  # what _stored would do, and quicker
         return Scales(xp.clip(_ratio(amax, fmt), fmt.smallest_scale, fmt.scale.max))
     if fmt.tensor_scale is None:
@@ -135,6 +150,11 @@ def find_scales(view: Array, fmt: Scaled) -> Scales:
     tensor = _stored(ratio, top == 0, fmt.tensor_scale, fmt.tensor_scale.smallest_subnormal)
     ratio = amax / (fmt.element.max * tensor)
     return Scales(_stored(ratio, amax == 0, fmt.scale, fmt.smallest_scale), tensor)
+
+
+def _of_factors(factors: Array) -> Scales:
+    """Return the float32 reciprocals of float32 factors."""
+    return Scales((1 / factors).astype(np.float64), factors=factors)
 
 
 def _affine_scales(view: Array, fmt: Scaled) -> Scales:
@@ -225,6 +245,9 @@ def _round(
     multiply: bool = True,
 ) -> None:
     """Divide by the scales, round to the elements, and multiply again (or leave the elements)."""
+    if scales.factors is not None:
+        _round_products(source, target, scales, fmt, rounding, words, multiply=multiply)
+        return
     xp = array_module(source)
     grid = _wider(fmt.element) if fmt.full_range or fmt.affine else fmt.element
     work, doubt = _carrier(source, fmt, rounding, scales.tensor)
@@ -262,6 +285,33 @@ def _round(
             xp.multiply(rounded, factor, out=target[slab], casting="same_kind")
         else:
             target[slab] = rounded
+
+
+def _round_products(
+    source: Array,
+    target: Array,
+    scales: Scales,
+    fmt: Scaled,
+    rounding: Mode,
+    words: Array | None,
+    *,
+    multiply: bool,
+) -> None:
+    """Multiply with the factors in float32, round to the elements, and multiply with the scales."""
+    xp, factors = array_module(source), scales.factors
+    assert factors is not None
+    stored = scales.blocks.astype(target.dtype, copy=False)
+    for slab in slabs(source):
+        rows, _, across, _ = slab
+        part = source[slab].astype(np.float32, copy=False)
+        elements = part * _spread(factors[rows, across], part.shape[3])
+        drawn = None if words is None else xp.ascontiguousarray(words[slab])
+        round_into(elements, elements, fmt.element, rounding, Overflow.SATURATE, drawn)
+        if multiply:
+            spread = _spread(stored[rows, across], part.shape[3])
+            xp.multiply(elements, spread, out=target[slab])
+        else:
+            target[slab] = elements
 
 
 def _carrier(

@@ -16,7 +16,7 @@ from itertools import product
 from precsim.formats import exact
 from precsim.formats.format import Format, Specials, floor_log2
 from precsim.formats.modes import Mode, Overflow, Rounding
-from precsim.formats.scaled import ALL, Block, Scaled, ScaleRule
+from precsim.formats.scaled import ALL, FP32, Block, Scaled, ScaleRule
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ def round_block(
     tensor_scale: Fraction | float = 1,
 ) -> RoundedBlock:
     """Round the numbers of one block; `random` as in `precsim.formats.exact.round`, one for each."""
+    if fmt.rule.multiplies:
+        return _multiplied_block(numbers, fmt, rounding, random)
     scale = block_scale(numbers, fmt, tensor_scale)
     if exact.is_nan(scale):
         return RoundedBlock(math.nan, [], [math.nan] * len(numbers))
@@ -54,6 +56,48 @@ def round_block(
         exactly = Fraction(element) * total
         values.append(exactly if exactly else math.copysign(0.0, element))
     return RoundedBlock(total, elements, values, zero_point)
+
+
+def _multiplied_block(
+    numbers: Sequence[float],
+    fmt: Scaled,
+    rounding: str | Mode,
+    random: Sequence[Fraction] | None,
+) -> RoundedBlock:
+    """Round a block whose numbers are multiplied with a factor, in float32; a delayed one is 1."""
+    factor: Fraction | float = Fraction(1)
+    if fmt.rule is ScaleRule.INVERSE:
+        factor = _factor(numbers, fmt)
+        if exact.is_nan(factor):
+            return RoundedBlock(math.nan, [], [math.nan] * len(numbers))
+    scale = Fraction(_single(1 / Fraction(factor)))
+    elements, values = [], []
+    for i, x in enumerate(numbers):
+        draw = None if random is None else random[i]
+        single = _single(exact.exact(x)) if x and math.isfinite(x) else x
+        finite = single and math.isfinite(single)  # a zero keeps its sign
+        product = _single(Fraction(single) * Fraction(factor)) if finite else single
+        element = exact.round(product, fmt.element, rounding, Overflow.SATURATE, draw)
+        elements.append(element)
+        exactly = Fraction(element) * scale if math.isfinite(element) else element
+        values.append(exactly if exactly else math.copysign(0.0, element))
+    return RoundedBlock(scale, elements, values)
+
+
+def _factor(numbers: Sequence[float], fmt: Scaled) -> Fraction | float:
+    """Return max / amax as a float32 number: 1 for zeros, NaN where amax is no float32 number."""
+    if not all(math.isfinite(x) for x in numbers):
+        return math.nan
+    amax = max([Fraction(fmt.amax_min), *(abs(exact.exact(x)) for x in numbers)])
+    if amax > Fraction(FP32.max):
+        return math.nan
+    ratio = Fraction(fmt.element.max) / amax if amax else Fraction(1)
+    return Fraction(min(_single(ratio), FP32.max))
+
+
+def _single(x: Fraction) -> float:
+    """Return the float32 number nearest to x; infinite beyond the largest."""
+    return exact.round(x, FP32, Rounding.NEAREST, Overflow.IEEE)
 
 
 def block_scale(

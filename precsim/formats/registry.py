@@ -97,7 +97,8 @@ def format(spec: str | AnyFormat) -> AnyFormat:
 
         tensor, row, column, 1x128, 128x128, 32x1, 1x32@0    which values share a scale (`Block`)
         fp32, e8m0, e4m3, ...; e4m3+fp32                     the scale's format; a tensor scale too
-        max, span, floor, ceil, even, rceil, pow2            how it follows from amax (`ScaleRule`)
+        max, span, floor, ceil, even, rceil (pow2), inverse, delayed     how it follows from amax
+                                                                         (`ScaleRule`)
         full, affine                                         integers: -128..127; a zero point
         amax_min=1e-4, scale_min=0.015625                    lower bounds (`Scaled`)
 

@@ -49,11 +49,24 @@ class ScaleRule(Choice):
     """2^ceil(log2(amax / max)): the smallest power of two that does not clip (cuBLAS, Transformer
     Engine, torchao).  The same number as the reciprocal of max / amax rounded down to a power of
     two (DeepSeek-V3 and Float8BlockScaling spell it so): "pow2" is another name for it."""
+    INVERSE = "inverse"
+    """As MAX, by way of the factor max / amax: a float32 number that values are multiplied with, in
+    float32; the scale that is stored is 1 / factor (Transformer Engine's and torchao's fp8).  It
+    matters at midpoints, where bf16 data often lies.  A factor beyond float32 is its largest."""
+    DELAYED = "delayed"
+    """As INVERSE, but the factor comes from elsewhere, as a rule from earlier tensors in the same
+    place (`precsim.engine.delayed`); 1 where nobody gives it.  An element may be beyond the largest:
+    it saturates, infinities too, and a NaN stays alone."""
 
     @property
     def gives_powers(self) -> bool:
         """Whether every scale is a power of two."""
-        return self not in (ScaleRule.MAX, ScaleRule.SPAN)
+        return self in (ScaleRule.FLOOR, ScaleRule.CEIL, ScaleRule.EVEN, ScaleRule.RCEIL)
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether values are multiplied with a float32 factor, not divided by the scale."""
+        return self in (ScaleRule.INVERSE, ScaleRule.DELAYED)
 
 
 _BLOCK = re.compile(r"tensor|column|(?:row|([1-9]\d*)x([1-9]\d*))(?:@(-?\d+))?")
@@ -194,6 +207,9 @@ class Scaled:
             (self.affine and not integers, "only whole numbers (int8, int4) have a zero point"),
             (self.affine and (not plain or self.tensor_scale is not None or self.amax_min > 0),
              "a zero point needs the rule 'max', one level, and no amax_min"),
+            (self.rule.multiplies and (self.scale != FP32 or least is not None or self.full_range),
+             f"the rule '{self.rule}' needs fp32 scales, without a scale_min, and no full range"),
+            (self.rule is ScaleRule.DELAYED and self.block != TENSOR, "'delayed' is per tensor"),
             (not 0 <= self.amax_min < FP32.max, "amax_min must be a finite number, 0 or more"),
             (not on_grid, f"scale_min must be a value of {self.scale.name}, 0 or more"),
         )  # fmt: skip

@@ -3,9 +3,9 @@
 Its linear layers keep their operands in 16 bits for the backward pass, and each of the three
 products quantizes its two operands anew, with scales of the moment (`saved=original`).
 
-Where this differs: torchao multiplies by the reciprocal of the scale in float32, here elements are
-divided by it, exactly; a quotient within 2^-24 of a midpoint may go the other way.  The sums of
-cuBLAS's fast accumulation are not reproduced: products are summed in float32.
+Where this differs: the sums of cuBLAS's fast accumulation are not reproduced, products are summed in
+float32.  int8 elements are divided by the scale, exactly, where torchao multiplies with its float32
+reciprocal: a quotient that lies on a midpoint may go the other way there.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from precsim.recipes.recipe import Recipe
 _FLOAT8 = "torchao at 36027d82, torchao/float8/config.py, float8_linear.py, float8_scaling_utils.py"
 _INT8 = "torchao at 36027d82, torchao/prototype/quantized_training"
 _SCALED_MM = (
-    "products: PyTorch 2.13's torch._scaled_mm on a CPU, to the bit; codes and scales: the published "
-    "rule written out.  torchao itself was read, not run"
+    "codes, scales and the three products of a layer with PyTorch 2.13's casts and torch._scaled_mm on "
+    "a CPU: the same bits, but for one bf16 result in 8000 whose float32 sums differ; torchao itself "
+    "was read, not run"
 )
-_INT_MM = "PyTorch 2.13's torch._int_mm on a CPU; torchao itself was read, not run"
+_INT_MM = (
+    "codes, scales and the three products of a layer with PyTorch 2.13's casts and torch._int_mm on a "
+    "CPU: the same bits, midpoints aside; torchao itself was read, not run"
+)
 
-_TENSOR = "inputs=e4m3:tensor:amax_min=1e-12"
-_TENSOR_GRADIENT = f"{_TENSOR},gradient_inputs=e5m2:tensor:amax_min=1e-12"
+_TENSOR = "inputs=e4m3:tensor:inverse:amax_min=1e-12"
+_TENSOR_GRADIENT = f"{_TENSOR},gradient_inputs=e5m2:tensor:inverse:amax_min=1e-12"
 _ROW = "inputs=e4m3:row:pow2:amax_min=1e-12"
 _INT8_ROW = "inputs=int8:row:bf16:full"
 

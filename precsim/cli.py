@@ -286,9 +286,10 @@ QUICK = ("formats", "num", "recipes", "info", "demo", "train")
 
 @cache
 def _load_other_verbs() -> None:
-    from precsim import cli_analyse, cli_scale, cli_scan, cli_verify, cli_views
+    from precsim import cli_analyse, cli_lesson, cli_scale, cli_scan, cli_verify, cli_views
 
     cli_analyse.register(app)
+    cli_lesson.register(app)
     cli_scale.register(app)
     cli_scan.register(app)
     cli_verify.register(app)

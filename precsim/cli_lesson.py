@@ -1,0 +1,167 @@
+"""The course on the command line: `precsim lesson list`, `run` and `notebook`.
+
+Exit codes: 0 fine, 1 a claim does not hold, 2 bad usage or input.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from precsim.cli_runs import consoles, fail, print_line
+from precsim.lesson import course
+from precsim.lesson.catalogue import (
+    Head,
+    LessonHeadError,
+    NoLessonsError,
+    lesson,
+    lessons,
+    lessons_folder,
+)
+from precsim.lesson.course import Outcome
+from precsim.lesson.notebook import NotebookError, to_notebook
+from precsim.lesson.progress import note, progress, told
+from precsim.lesson.session import Mode
+from precsim.runs.lines import dump
+from precsim.show import terminal
+from precsim.show.terminal import Column
+
+COLUMNS = (
+    Column("", justify="left"),
+    Column("lesson", justify="left", folds=True),
+    Column("one idea", 3, "left", folds=True),
+    Column("runtime", 2),
+    Column("you", 1, "left"),
+)
+
+Numbers = Annotated[
+    list[str] | None, typer.Argument(metavar="[NUMBER...]", help="Lessons, as in 09 or 9.")
+]
+All = Annotated[bool, typer.Option("--all", help="All lessons.")]
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="The course: list, run, notebook."
+)
+
+
+def register(root: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    root.add_typer(app, name="lesson")
+
+
+@app.command("list")
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """Show every lesson: its idea, how long it takes, how far you have come."""
+    folder, heads = _course()
+    known = progress(folder)
+    if as_json:
+        facts = [
+            {"number": h.number, "title": h.title, "idea": h.idea, "needs": h.needs,
+             "runtime_s": h.runtime, "figures": h.writes, "progress": known.get(h.number)}
+            for h in heads
+        ]  # fmt: skip
+        print_line(dump(facts))
+        return
+    rows = [
+        (h.number, h.title, h.idea, f"{h.runtime:g} s", told(known.get(h.number))) for h in heads
+    ]
+    out, _ = consoles()
+    out.print(terminal.table(COLUMNS, rows, out.width))
+
+
+@app.command()
+def run(
+    numbers: Numbers = None,
+    every: All = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Short sweeps; no figure of the course is replaced.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Three seeds; with --all the tables are written anew.")
+    ] = False,
+) -> None:
+    """Run lessons: what they print, and their figures, drawn into figures/."""
+    if quick and full:
+        fail("--quick and --full are opposites: choose one", 2)
+    mode: Mode = "quick" if quick else "full" if full else "normal"
+    folder, heads = _chosen(numbers, every=every)
+    outcomes = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for head in heads:
+            print_line(f"\n=== {head.number} - {head.title}")
+            outcome = course.study(head, mode, Path(scratch) if quick else None)
+            outcomes.append(outcome)
+            note(folder, outcome)
+            print_line(_ending(outcome))
+    if every and not quick:
+        _write_pages(folder, outcomes, full=full)
+    if failed := [outcome for outcome in outcomes if outcome.failed]:
+        for outcome in failed:
+            print_line(f"{outcome.head.number}: {outcome.failed}")
+        fail(f"{len(failed)} of {len(outcomes)} lessons have a claim that does not hold", 1)
+
+
+@app.command()
+def notebook(
+    numbers: Numbers = None,
+    every: All = False,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Where the notebooks go.")
+    ] = Path(),
+) -> None:
+    """Write lessons as Jupyter notebooks."""
+    _, heads = _chosen(numbers, every=every)
+    for head in heads:
+        try:
+            print_line(f"wrote {to_notebook(head.path, output)}")
+        except NotebookError as error:
+            fail(str(error), 2)
+        except OSError as error:
+            fail(f"cannot write into {output}: {error.strerror}", 2)
+
+
+def _course() -> tuple[Path, list[Head]]:
+    try:
+        folder = lessons_folder()
+        return folder, lessons(folder)
+    except (NoLessonsError, LessonHeadError) as error:
+        fail(str(error), 2)
+
+
+def _chosen(numbers: list[str] | None, *, every: bool) -> tuple[Path, list[Head]]:
+    folder, heads = _course()
+    if every:
+        return folder, heads
+    if not numbers:
+        fail("which lesson? Give its number, as in `precsim lesson run 09`, or --all", 2)
+    try:
+        return folder, [lesson(folder, number) for number in numbers]
+    except NoLessonsError as error:
+        fail(str(error), 2)
+
+
+def _ending(outcome: Outcome) -> str:
+    checks = outcome.session.checks
+    held = sum(check.holds for check in checks)
+    return f"--- {held} of {len(checks)} claims hold, {outcome.seconds:.0f} s"
+
+
+def _write_pages(folder: Path, outcomes: list[Outcome], *, full: bool) -> None:
+    """Write the parts of two pages that come from the lessons themselves."""
+    heads = [outcome.head for outcome in outcomes]
+    readme = {"syllabus": course.syllabus(heads)}
+    if full:
+        readme["claims"] = course.claims(outcomes)
+    pages = {folder / "README.md": readme,
+             folder.parent / "figures" / "README.md": {"gallery": course.gallery(heads)}}  # fmt: skip
+    for path, parts in pages.items():
+        try:
+            course.write_parts(path, parts)
+        except (OSError, ValueError) as error:
+            fail(f"the page was not written: {error}", 2)
+        print_line(f"wrote {path}")

@@ -1,0 +1,48 @@
+"""How far a reader has come: a small file beside the lessons, which nothing depends on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from precsim.lesson.course import Outcome
+from precsim.runs.files import RunError, write_file
+
+NAME = ".progress.json"
+
+
+def note(folder: Path, outcome: Outcome) -> None:
+    """Keep what became of a lesson; a folder that cannot be written keeps nothing."""
+    session = outcome.session
+    known = progress(folder)
+    known[outcome.head.number] = {
+        "holds": not outcome.failed,
+        "predicted": sum(right is True for right in session.predictions.values()),
+        "predictions": len(session.predictions),
+        "solved": sum(exercise.state == "right" for exercise in session.exercises),
+        "exercises": len(session.exercises),
+    }
+    try:
+        write_file(folder / NAME, json.dumps(known, indent=1).encode())
+    except (OSError, RunError):
+        return
+
+
+def progress(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what is known by lesson number; nothing where the file is missing or unreadable."""
+    try:
+        known = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def told(entry: dict[str, Any] | None) -> str:
+    """Return a reader's progress in a lesson in a few words; "" where they have not begun."""
+    if not entry:
+        return ""
+    done = entry.get("solved") == entry.get("exercises") and entry.get("holds")
+    predicted = f"{entry.get('predicted')} of {entry.get('predictions')} predicted"
+    solved = f"{entry.get('solved')} of {entry.get('exercises')} solved"
+    return f"{'done' if done else 'run'}: {predicted}, {solved}"

@@ -1,0 +1,207 @@
+"""One training step, taken apart: what each op's rounding did, and how far off the gradient is.
+
+`moment_of` freezes the step after a run; `show_step` runs it op by op and prints a table;
+`draw_step` draws what that found.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from math import degrees, isnan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from precsim.analyse.drift import Drift, compare
+from precsim.analyse.health import KINDS, Health, complaint
+from precsim.analyse.moment import Moment, unit
+from precsim.analyse.recorded import Op
+from precsim.engine.dispatch import Event
+from precsim.engine.policy import Policy
+from precsim.formats.registry import element_of
+from precsim.formats.registry import format as resolve
+from precsim.observe.counters import count, total
+from precsim.observe.shadow import local_error
+from precsim.runs.data import Batches
+from precsim.runs.results import Run
+from precsim.show.steps import ops_table
+from precsim.show.style import power, share
+from precsim.show.terminal import console
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WORST = 6
+"""Ops that are shown."""
+
+HUES = {"zero": "#d9d9d9", "flushed": "#E69F00", "subnormal": "#F6D9A0", "normal": "#9FC9B5",
+        "overflow": "#B0413E", "nan": "#5B2A86"}  # fmt: skip
+"""Colours of the kinds of results; each is named in the figure as well."""
+NAMES = {"nan": "not finite before"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step's forward and backward pass did: its ops in order, and its gradient's error."""
+
+    moment: Moment
+    ops: list[Op]
+    drift: Drift
+
+    def worst(self, count: int = WORST) -> list[Op]:
+        """Return the ops in the worst health: overflow, what is not finite, what was flushed."""
+        return sorted(self.ops, key=_badness, reverse=True)[:count]
+
+
+def moment_of(run: Run, policy: Policy | str | None = None, scale: float | None = None) -> Moment:
+    """Return the step that would follow a run, to be taken under `policy` and a loss scale.
+
+    `policy` None is the run's own, `scale` None that of its last step.  The weights are as the run
+    left them, the batch is the next.
+    """
+    config = run.config
+    batches = Batches(run.corpus, config.batch, config.context, config.seed)
+    step = run.records[-1].step + 1 if run.records else 0
+    x, y = batches.train(step * config.accumulation)
+    chosen = run.policy if policy is None else Policy.parse(policy)
+    last = run.records[-1].scale if run.records else 1.0
+    return Moment(
+        model=run.model.config,
+        parameters={n: np.asarray(w.numpy(), np.float64) for n, w in run.model.parameters.items()},
+        x=x,
+        y=y,
+        policy=replace(chosen, arithmetic="exact"),
+        scale=last if scale is None else scale,
+        weight=1 / (config.accumulation * config.micro_batches),
+        seed=config.seed,
+        step=step,
+    )
+
+
+def take(moment: Moment) -> Step:
+    """Run a moment op by op, beside the float64 gradient at the same weights."""
+    ops: list[Op] = []
+
+    def note(event: Event) -> None:
+        row = count(event)
+        ops.append(Op(row, local_error(event) / row.u if row.u else 0.0))
+
+    gradient = moment.gradients(observers=[note])
+    return Step(moment, ops, compare(gradient, moment.reference(), unit(moment.policy)))
+
+
+def show_step(moment: Moment, worst: int = WORST) -> Step:
+    """Print the ops in the worst health and the sentences about the step; return all of it."""
+    step = take(moment)
+    out = console(sys.stdout, os.environ)
+    out.print(ops_table(step.worst(worst), out.width))
+    for line in sentences(step):
+        out.print(line, soft_wrap=True)
+    return step
+
+
+def sentences(step: Step) -> list[str]:
+    """Return what the table does not say: the loss scale's room, what was lost, how far off it is."""
+    lines = []
+    troubled = sum(1 for op in step.ops if complaint(op.counts))
+    backward = total((op.counts for op in step.ops), phase="backward")
+    lines.append(
+        f"{troubled} of {len(step.ops)} ops in trouble; of the backward pass "
+        f"{share(backward.flushed_share)} became zero"
+    )
+    room = headroom(step)
+    if not isnan(room):
+        below = f"the largest gradient is 2^{room:.1f} below the end of its format"
+        above = "the largest gradient is beyond the end of its format: this step is skipped"
+        lines.append(f"loss scale {_scale(step.moment.scale)}: {below if room > 0 else above}")
+    drift = step.drift
+    if drift.nonfinite:
+        lines.append(f"gradient: {drift.nonfinite} elements are not finite")
+    else:
+        lines.append(
+            f"gradient: {share(drift.rho)} from float64's ({drift.rho_u:.2g} u), "
+            f"turned by {degrees(drift.angle):.2g} degrees"
+        )
+    return lines
+
+
+def headroom(step: Step) -> float:
+    """Return log2 of (a format's largest number / the largest gradient), the smallest of all ops.
+
+    NaN where no op of the backward pass has a result that is neither zero nor scaled.
+    """
+    rooms = [
+        np.log2(resolve(row.format).max / row.amax)
+        for row in (op.counts for op in step.ops)
+        if row.phase == "backward" and row.amax > 0
+        and element_of(resolve(row.format)) is resolve(row.format)
+    ]  # fmt: skip
+    return float(min(rooms, default=float("nan")))
+
+
+def draw_step(step: Step, title: str = "", worst: int = WORST) -> Figure:
+    """Draw the worst ops, each as a bar of what became of its results, and the step's sentences."""
+    from matplotlib import pyplot as plt
+    from matplotlib import rc_context
+    from matplotlib.patches import Patch
+
+    from precsim.show.canvas import QUIET, RC, WIDTH
+
+    rows = step.worst(worst)
+    with rc_context(RC):
+        fig, axes = plt.subplots(figsize=(WIDTH, 2.1 + 0.38 * len(rows)), layout="constrained")
+        for place, op in enumerate(rows):
+            _bar(axes, place, Health.of(op.counts))
+        axes.set_yticks(range(len(rows)), [_name(op) for op in rows], fontsize=11)
+        axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6))
+        axes.set_xticks([0, 0.5, 1], ["0 %", "of its results", "100 %"])
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.tick_params(length=0)
+        seen = [k for k in KINDS if any(getattr(Health.of(op.counts), k) > 0 for op in rows)]
+        handles = [Patch(color=HUES[kind]) for kind in seen]
+        axes.legend(handles, [NAMES.get(k, k) for k in seen], ncols=len(seen), loc="lower center", frameon=False,
+                    bbox_to_anchor=(0.3, 1.0), fontsize=11, handlelength=1)  # fmt: skip
+        fig.supxlabel("\n".join(sentences(step)), x=0.01, ha="left", color=QUIET, fontsize=11)
+        fig.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
+    return fig
+
+
+def facts(step: Step, worst: int = WORST) -> dict[str, Any]:
+    """Return what `draw_step` draws, for `save`."""
+    return {
+        "ops": [op.counts.path for op in step.worst(worst)],
+        "shares": {
+            kind: [getattr(Health.of(op.counts), kind) for op in step.worst(worst)]
+            for kind in KINDS
+        },
+        "loss_scale": step.moment.scale,
+        "gradient_error": step.drift.rho,
+    }
+
+
+def _scale(scale: float) -> str:
+    exponent = np.log2(scale)
+    return power(exponent) if exponent == int(exponent) and scale != 1 else f"{scale:g}"
+
+
+def _bar(axes: Any, place: int, health: Health) -> None:
+    left = 0.0
+    for kind in KINDS:
+        part = getattr(health, kind)
+        axes.barh(place, part, left=left, height=0.62, color=HUES[kind], lw=0)
+        if part > 0.12 and kind != "normal":
+            axes.text(left + part / 2, place, share(part), ha="center", va="center", fontsize=10.5,
+                      color="white" if kind in ("overflow", "nan") else "#222222")  # fmt: skip
+        left += part
+
+
+def _name(op: Op) -> str:
+    row = op.counts
+    return f"{row.path}  {row.format}"
+
+
+def _badness(op: Op) -> tuple[float, ...]:
+    row, health = op.counts, Health.of(op.counts)
+    return (health.overflow, health.nan, row.flushed_share, health.subnormal, op.err_u)

@@ -1,0 +1,102 @@
+"""`precsim lesson`: list, run, notebook, and what they say when something is missing."""
+
+import json
+
+import pytest
+from test_course import LESSON
+
+from precsim.cli import main
+
+
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    folder = tmp_path / "lessons"
+    folder.mkdir()
+    (folder / "42_answer.py").write_text(LESSON.replace("MORE", "True"))
+    (folder / "README.md").write_text("<!-- syllabus -->\n<!-- /syllabus -->\n"
+                                      "<!-- claims -->\n<!-- /claims -->\n")  # fmt: skip
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "README.md").write_text("<!-- gallery -->\n<!-- /gallery -->\n")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.fixture
+def lesson(capsys):
+    def call(*words):
+        with pytest.raises(SystemExit) as ended:
+            main(["lesson", *map(str, words)])
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return call
+
+
+def test_list_and_how_far_one_is(course, lesson):
+    code, out, _ = lesson("list")
+    assert code == 0
+    assert "An answer" in out
+    assert lesson("run", "42", "--quick")[0] == 0
+    assert "done: 1 of 1 predicted" in lesson("list")[1]
+    (fact,) = json.loads(lesson("list", "--json")[1])
+    assert (fact["number"], fact["runtime_s"]) == ("42", 1.0)
+
+
+def test_quick_replaces_no_figure_and_a_run_does(course, lesson):
+    figures = course.parent / "figures"
+    code, out, _ = lesson("run", "42", "--quick")
+    assert code == 0
+    assert "3 of 3 claims hold" not in out  # one seed: two claims
+    assert "2 of 2 claims hold" in out
+    assert not (figures / "42_answer.png").exists()
+    assert lesson("run", "42")[0] == 0
+    assert (figures / "42_answer.png").exists()
+    assert "42_answer" not in (figures / "README.md").read_text()
+
+
+def test_all_in_full_writes_the_pages(course, lesson):
+    assert lesson("run", "--all", "--full")[0] == 0
+    assert (
+        "| 42 | it is forty-two | Adams 1979 | 42; 43; 44 | yes |"
+        in (course / "README.md").read_text()
+    )
+    assert "![The answer.]" in (course.parent / "figures" / "README.md").read_text()
+
+
+def test_a_claim_that_fails_is_exit_1(course, lesson):
+    (course / "42_answer.py").write_text(LESSON.replace("MORE", "1 > 2"))
+    code, out, err = lesson("run", "42")
+    assert code == 1
+    assert "there is more" in out
+    assert "1 of 1 lessons" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run",), "which lesson"),
+        (("run", "7"), "expected one of 42"),
+        (("run", "42", "--quick", "--full"), "opposites"),
+        (("notebook", "x"), "expected one of 42"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(course, lesson, words, said):
+    code, _, err = lesson(*words)
+    assert code == 2
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_page_without_its_marks(course, lesson):
+    (course / "README.md").write_text("no marks")
+    code, _, err = lesson("run", "--all")
+    assert code == 2
+    assert "<!-- syllabus -->" in err
+
+
+def test_notebook(course, lesson, tmp_path):
+    pytest.importorskip("jupytext", exc_type=ImportError)
+    code, out, _ = lesson("notebook", "42", "-o", tmp_path / "made")
+    assert code == 0
+    assert (tmp_path / "made" / "42_answer.ipynb").exists()
+    assert "42_answer.ipynb" in out

@@ -1,0 +1,42 @@
+"""A lesson's figure is three files, and the same figure is the same bytes."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from precsim.lesson import save
+from precsim.lesson.figures import rounded
+from precsim.lesson.session import Session, running
+
+
+def figure():
+    fig = Figure()
+    fig.subplots().plot([1, 2], [3, 4])
+    return fig
+
+
+def test_three_files(tmp_path):
+    for _ in range(2):
+        with running(Session(figures=tmp_path)) as session:
+            save(figure(), "99_line", {"x": np.array([1 / 3, np.nan]), "name": "a", "none": None})
+        kept = {path.suffix: path.read_bytes() for path in session.saved}
+        assert kept.keys() == {".png", ".svg", ".json"}
+    assert kept == {path.suffix: path.read_bytes() for path in session.saved}
+    data = json.loads(kept[".json"])
+    assert data == {
+        "figure": "99_line",
+        "data": {"x": [0.333333, "nan"], "name": "a", "none": None},
+    }
+
+
+@pytest.mark.parametrize("name", ["", "a.png", "figures/a"])
+def test_names(name, tmp_path):
+    with running(Session(figures=tmp_path)), pytest.raises(ValueError, match="expected a name"):
+        save(figure(), name, {})
+
+
+def test_six_digits_in_any_nesting():
+    data = {"a": (np.float32(0.1), [np.int64(3)]), 1: "text"}
+    assert rounded(data) == {"a": [0.1, [3]], "1": "text"}

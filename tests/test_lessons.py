@@ -1,0 +1,112 @@
+"""Every lesson runs, holds what it claims, draws what it says; its exercises know right from wrong."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from precsim.lesson.catalogue import lessons
+from precsim.lesson.course import study
+from precsim.lesson.exercises import RIGHT, UNTOUCHED, WRONG
+
+FOLDER = Path(__file__).resolve().parents[1] / "lessons"
+FIGURES = FOLDER.parent / "figures"
+HEADS = [pytest.param(head, id=head.path.stem) for head in lessons(FOLDER)]
+MOST_LINES = 200
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Run each lesson once, in quick mode."""
+    known = {}
+
+    def get(head):
+        if head.number not in known:
+            known[head.number] = study(head, "quick", tmp_path_factory.mktemp(head.number))
+        return known[head.number]
+
+    return get
+
+
+def wrong(*_):
+    """An answer to no exercise."""
+    return "no"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_quick(head, outcomes):
+    outcome = outcomes(head)
+    assert outcome.failed == ""
+    assert outcome.session.checks
+    assert None in outcome.session.predictions.values(), "a lesson leaves its guesses open"
+    drawn = {path.stem for path in outcome.session.saved}
+    assert drawn == set(head.writes), "the head names what the lesson draws"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_exercises(head, outcomes):
+    """The stub is untouched, the solution right, something else wrong."""
+    answers = runpy.run_path(str(FOLDER / "solutions" / f"{head.number}.py"))
+    exercises = outcomes(head).session.exercises
+    assert exercises, "a lesson has an exercise"
+    for exercise in exercises:
+        assert exercise.state == UNTOUCHED
+        verdict = exercise.judge(answers[exercise.name])
+        assert verdict.state == RIGHT, verdict.says
+        assert exercise.judge(wrong).state == WRONG
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_form(head):
+    text = head.path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MOST_LINES
+    assert head.path.name.startswith(f"{head.number}_")
+    for part in (
+        "**In practice.**",
+        "**On your own.**",
+        "**Further reading.**",
+        "predict(",
+        "check(",
+    ):
+        assert part in text, f"{head.path.name} has no {part}"
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_figures_are_kept_with_their_data(head):
+    for name in head.writes:
+        for suffix in (".png", ".svg", ".json"):
+            assert (FIGURES / f"{name}{suffix}").exists()
+        assert f"]({name}.png)" in (FIGURES / "README.md").read_text(encoding="utf-8")
+
+
+def numbers(data):
+    """Yield every number in nested data, and the text as it is."""
+    if isinstance(data, dict):
+        for key in data:
+            yield from numbers(data[key])
+    elif isinstance(data, list):
+        for one in data:
+            yield from numbers(one)
+    else:
+        yield data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
+def test_full(head, tmp_path):
+    """Over three seeds every claim holds, and the data of the figures is what is kept."""
+    outcome = study(head, "full", tmp_path)
+    assert outcome.failed == ""
+    for name in head.writes:
+        kept, made = (
+            list(numbers(json.loads((folder / f"{name}.json").read_text())))
+            for folder in (FIGURES, tmp_path)
+        )
+        assert len(kept) == len(made)
+        for a, b in zip(kept, made, strict=True):
+            if isinstance(a, float | int):
+                np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-6)
+            else:
+                assert a == b

@@ -1,0 +1,65 @@
+"""Predictions and claims: what is printed, what is remembered, what ends a lesson."""
+
+import numpy as np
+import pytest
+
+from precsim.lesson import LessonError, check, predict, quick, seeds
+from precsim.lesson.session import Session, running, shown
+
+
+@pytest.fixture
+def session():
+    with running(Session()) as found:
+        yield found
+
+
+def test_a_claim_that_holds_is_remembered(session, capsys):
+    check("two and two make four", 2 + 2 == 4, measured=4, source="Peano")
+    (claim,) = session.checks
+    assert (claim.claim, claim.holds, claim.measured, claim.source) == (
+        "two and two make four", True, 4, "Peano",
+    )  # fmt: skip
+    assert "two and two make four  (measured 4)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [False, 0, np.float64("nan") > 0, np.array([True, False])])
+def test_a_claim_that_fails_says_what_was_measured(session, wrong):
+    with pytest.raises(LessonError, match=r"does not hold: it is so; measured: 0\.25"):
+        check("it is so", wrong, measured=0.25)
+    assert not session.checks[0].holds
+
+
+@pytest.mark.parametrize(
+    ("guess", "answer", "tol", "right"),
+    [
+        (None, 3, None, None),
+        (3, 3, None, True),
+        (4, 3, None, False),
+        (0.51, 0.5, None, True),
+        (0.6, 0.5, None, False),
+        (0.6, 0.5, 0.2, True),
+        ("fp16", "fp16", None, True),
+        ("bf16", "fp16", None, False),
+        ([1, 2], [1, 2], None, True),
+        ("a lot", 0.5, None, False),
+    ],
+)
+def test_guesses(session, guess, answer, tol, right):
+    predict("how much?", guess, answer, tol)
+    assert session.predictions == {"how much?": right}
+
+
+def test_modes():
+    with running(Session("quick")):
+        assert quick()
+        assert seeds(3) == [0]
+    with running(Session("full")):
+        assert not quick()
+        assert seeds(3) == [0, 1, 2]
+    with pytest.raises(ValueError, match="at least one"):
+        seeds(0)
+
+
+def test_numbers_are_short():
+    assert shown(np.float64(1 / 3)) == "0.3333"
+    assert shown(np.arange(9)) == "0, 1, 2, 3, 4, 5, 6, 7, ..."

@@ -19,7 +19,6 @@ import typer
 
 from precsim.backend import get_backend
 from precsim.engine.context import using
-from precsim.engine.policy import Policy
 from precsim.recipes import RECIPES, recipe
 from precsim.runs.check import Report
 from precsim.runs.check import check as check_run
@@ -256,7 +255,7 @@ def show_run(
     `fmt` is the format that gives it its colour; None is that of its activations.
     """
     out, err = consoles()
-    hue = fmt or _format_of(config)
+    hue = fmt or terminal.format_of(config)
     with Bars(err, {title: (title, terminal.ink(hue))}, config.steps, quiet=as_json) as bars:
         run = start(lambda record, rows: bars(title, record.step + 1, record.loss))
     summary, sample = summarize(run), run.sample(160)
@@ -272,12 +271,6 @@ def show_run(
         out.print(terminal.sentences([("writes", hue, terminal.printable(sample))]))
     if summary.diverged:
         fail(f"the run diverged: its weights are no longer finite after step {run.died_at}", 1)
-
-
-def _format_of(config: TrainConfig) -> str:
-    """Return the format whose colour a run without a recipe gets: that of its activations."""
-    name = Policy.parse(config.policy).activations.format
-    return "fp32" if name == "widest" else name
 
 
 def consoles() -> tuple[Any, Any]:

@@ -1,20 +1,26 @@
-"""Views of recorded runs: `precsim report`, one HTML file to send to somebody.
+"""Views of recorded runs: `report`, one HTML file to send to somebody; `watch`, beside a training.
 
-Exit codes: 0 fine, 2 bad usage or bad input.
+Exit codes: 0 fine, 1 a finding (the run that was watched did not come to its end), 2 bad usage or
+bad input, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.live import Live
 
-from precsim.cli_runs import consoles, fail
+from precsim.cli_runs import consoles, fail, print_line
 from precsim.runs.files import write_file
+from precsim.runs.follow import Follower, State
+from precsim.runs.lines import dump
 from precsim.runs.run import open_run
+from precsim.show import terminal, watching
 
 MOST_RUNS = 8
 
@@ -23,7 +29,8 @@ Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Where run
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    app.command()(report)
+    for verb in (report, watch):
+        app.command()(verb)
 
 
 def report(
@@ -60,6 +67,49 @@ def report(
     write_file(output, page)
     typer.echo(f"precsim: wrote {output} ({len(page) / 1e6:.1f} MB, of which the charts' "
                "library takes 1.9 MB)", err=True)  # fmt: skip
+
+
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where a run is being recorded.")],
+    every: Annotated[
+        float, typer.Option(min=0.05, metavar="SECONDS", help="Time between two looks.")
+    ] = 1.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each step as a line of JSON.")
+    ] = False,
+) -> None:
+    """Watch a run that another process is training, until it ends: its curves and its worst ops.
+
+    Only reads, so it can be started, stopped and repeated at any time.  Where there is no terminal
+    it prints lines.
+    """
+    run, (out, err) = Follower(folder), consoles()
+    if as_json or not out.is_terminal or out.is_dumb_terminal:
+        for line in _lines(run, every, as_json=as_json):
+            print_line(line)
+    else:
+        title, fmt, speed = names([folder])[0], terminal.format_of(run.config), watching.Speed()
+        with Live(console=out, auto_refresh=False) as live:
+            for _ in run.until_end(every):
+                speed.see(run.reached)
+                live.update(watching.page(run, speed, title, fmt, out), refresh=True)
+    if run.state in (State.DIVERGED, State.KILLED):
+        fail(watching.ending(run), 1)
+    err.print(watching.ending(run))
+
+
+def _lines(run: Follower, every: float, *, as_json: bool) -> Iterator[str]:
+    """Yield a line for each step in JSON, else for some of them; none twice after a rewind."""
+    told = restarts = 0
+    for new in run.until_end(every):
+        if run.restarts > restarts:
+            told, restarts = min(told, run.reached), run.restarts
+        for record in (r for r in new if r.step >= told):
+            if as_json:
+                yield dump(record.to_dict())
+            elif record.skipped or watching.worth_a_line(record, run.config.steps):
+                yield watching.line(record, run.config.steps)
+        told = max(told, run.reached)
 
 
 def names(folders: list[Path]) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from precsim.analyse.timeline import Skip, timeline
-from precsim.engine.policy import Policy
 from precsim.report import player
 from precsim.report.drifts import Point, drifts
 from precsim.runs.config import TrainConfig
@@ -21,6 +20,7 @@ from precsim.runs.results import StepRecord
 from precsim.runs.run import StoredRun
 from precsim.runs.summary import Summary, summarize
 from precsim.show.style import look
+from precsim.show.terminal import format_of
 
 POINTS = 1500
 """Points of a curve: of a longer run every so many steps are drawn."""
@@ -80,12 +80,6 @@ def collect(run: StoredRun, name: str, *, rows: int, points: int) -> Collected:
         _curves(records, headroom), skips, alarm, drift, shown, list(map(str, run.changes)),
         command(run, name), dict(run.manifest.formats), dict(run.manifest.fingerprint), notes,
     )  # fmt: skip
-
-
-def format_of(config: TrainConfig) -> str:
-    """Return the format whose colour a run gets: that of its activations."""
-    name = Policy.parse(config.policy).activations.format
-    return "fp32" if name in ("widest", "none") else name
 
 
 def _skips(run: StoredRun, notes: list[str]) -> tuple[tuple[Skip, ...], str, list[float]]:

@@ -17,8 +17,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from precsim.engine.policy import Policy
 from precsim.formats.registry import AnyFormat, element_of
 from precsim.formats.scaled import Scaled
+from precsim.runs.config import TrainConfig
 from precsim.runs.summary import Summary
 from precsim.show.style import BLACK, look, power, share
 
@@ -39,6 +41,12 @@ def ink(fmt: str | AnyFormat) -> str:
     """Return a format's hue as a rich style; black is the terminal's own ink, dark or light."""
     hue = look(fmt).hue
     return "" if hue == BLACK else hue
+
+
+def format_of(config: TrainConfig) -> str:
+    """Return the format whose colour a run without a recipe gets: that of its activations."""
+    name = Policy.parse(config.policy).activations.format
+    return "fp32" if name == "widest" else name
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ what PyTorch 2.13 gives on a CPU to tests/data.
 
 from pathlib import Path
 
+import by_hand
 import numpy as np
 
 STORED = Path(__file__).parent / "data" / "products_torch213.npz"
@@ -25,12 +26,7 @@ def operands(name):
     w = random.standard_normal((INPUTS, OUTPUTS)) / 8
     g = random.standard_normal((ROWS, OUTPUTS)) * 1e-4
     found = [a.astype(np.float32) for a in (x, w, g)]
-    return found if name == "switchback" else [_bf16(a) for a in found]
-
-
-def _bf16(x):
-    bits = x.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)
+    return found if name == "switchback" else [by_hand.bf16(a) for a in found]
 
 
 def to_fp8(torch, x, dtype, axis, *, power_of_two):

@@ -24,7 +24,7 @@ OTHERS = [
     "e4m3:1x5", "e4m3:3x4", "e4m3:row:pow2", "e4m3:1x4:amax_min=0.0001", "e5m2fnuz:1x8:e8m0",
     "bf16:row", "fp16:1x4:bf16", "fp32:row", "mxfp8:3x1:even", "mxfp4:1x7@0", "mxfp4:max",
     "e4m3:tensor:inverse", "e5m2:row:inverse:amax_min=1e-12", "e4m3:3x4:inverse", "int8:row:inverse",
-    "e4m3:delayed", "e2m1:delayed",
+    "e4m3:delayed", "e2m1:delayed", "nvfp4:inverse", "nvfp4:4x4:inverse",
 ]  # fmt: skip
 
 

@@ -3,9 +3,13 @@
 import pytest
 
 import precsim as ps
-from precsim.recipes import switchback, torchao
+from precsim.recipes import deepseek, switchback, torchao, transformer_engine
 
-LOW = [recipe.name for part in (torchao, switchback) for recipe in part.RECIPES]
+LOW = [
+    recipe.name
+    for part in (torchao, transformer_engine, deepseek, switchback)
+    for recipe in part.RECIPES
+]
 
 SETTING = ps.TrainConfig(
     data="reverse", layers=1, heads=2, width=32, context=16, batch=8, steps=80, lr=4e-3,

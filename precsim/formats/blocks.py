@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,34 +25,21 @@ from precsim.formats.format import Format, Specials
 from precsim.formats.kernels import round_into
 from precsim.formats.modes import Mode, Overflow, Rounding, Stochastic, Variant
 from precsim.formats.scaled import FP32, Scaled, ScaleRule
+from precsim.formats.scales import (
+    REPEATED,
+    Scales,
+    factors_of,
+    one_level,
+    round_products,
+    spread,
+    two_levels,
+)
 from precsim.formats.tiling import Tiling, slabs
 
 _EXPONENT = np.uint64(0x7FF0000000000000)
 
 _MINDFUL = (Rounding.UP, Rounding.DOWN, Rounding.TO_ODD, Stochastic(Variant.EQUAL))
 """Modes that may move a value up however close to its lower neighbour it lies."""
-
-_REPEATED = 64
-"""Blocks of up to this width get their scale repeated: faster than broadcasting short runs."""
-
-
-@dataclass(frozen=True)
-class Scales:
-    """The scales of an array's blocks, as float64 values of shape (R, C).
-
-    `tensor` is the second level, of one element; `zero_points` are whole numbers; `factors` are what
-    values are multiplied with, where they are not divided by the scale.  None: has none.
-    """
-
-    blocks: Array
-    tensor: Array | None = None
-    zero_points: Array | None = None
-    factors: Array | None = None
-
-    @property
-    def total(self) -> Array:
-        """What the elements of each block are multiplied with."""
-        return self.blocks if self.tensor is None else self.blocks * self.tensor
 
 
 def quantize_into(
@@ -129,7 +115,7 @@ def find_scales(view: Array, fmt: Scaled, factor: float = 1.0) -> Scales:
     if fmt.affine:
         return _affine_scales(view, fmt)
     if fmt.rule is ScaleRule.DELAYED:
-        return _of_factors(xp.full((1, 1), factor, np.float32))
+        return one_level(xp.full((1, 1), factor, np.float32))
     amax = _amax(view)
     finite = xp.isfinite(amax)
     if not finite.all():
@@ -138,9 +124,9 @@ def find_scales(view: Array, fmt: Scaled, factor: float = 1.0) -> Scales:
         xp.maximum(amax, fmt.amax_min, out=amax)
     if fmt.rule is ScaleRule.INVERSE:
         amax[amax > FP32.max] = xp.nan
-        factors = (fmt.element.max / amax).astype(np.float32)
-        factors[amax == 0] = 1
-        return _of_factors(xp.minimum(factors, np.float32(FP32.max)))
+        if fmt.tensor_scale is None:
+            return one_level(factors_of(amax, fmt.element.max))
+        return two_levels(amax, fmt)
     if fmt.scale.man_bits == 0 and fmt.rule.gives_powers:  # what _stored would do, and quicker
         return Scales(xp.clip(_ratio(amax, fmt), fmt.smallest_scale, fmt.scale.max))
     if fmt.tensor_scale is None:
@@ -150,11 +136,6 @@ def find_scales(view: Array, fmt: Scaled, factor: float = 1.0) -> Scales:
     tensor = _stored(ratio, top == 0, fmt.tensor_scale, fmt.tensor_scale.smallest_subnormal)
     ratio = amax / (fmt.element.max * tensor)
     return Scales(_stored(ratio, amax == 0, fmt.scale, fmt.smallest_scale), tensor)
-
-
-def _of_factors(factors: Array) -> Scales:
-    """Return the float32 reciprocals of float32 factors."""
-    return Scales((1 / factors).astype(np.float64), factors=factors)
 
 
 def _affine_scales(view: Array, fmt: Scaled) -> Scales:
@@ -229,7 +210,7 @@ def _largest_of_runs(bits: Array, length: int) -> Array:
     """Return the maximum of each run of `length`: short ones by halving, which a reduction is not
     fast at."""
     xp, flat = array_module(bits), bits.reshape(-1)
-    while length % 2 == 0 and length <= _REPEATED:
+    while length % 2 == 0 and length <= REPEATED:
         flat, length = xp.maximum(flat[::2], flat[1::2]), length // 2
     return flat.reshape(-1, length).max(axis=1) if length > 1 else flat
 
@@ -246,7 +227,7 @@ def _round(
 ) -> None:
     """Divide by the scales, round to the elements, and multiply again (or leave the elements)."""
     if scales.factors is not None:
-        _round_products(source, target, scales, fmt, rounding, words, multiply=multiply)
+        round_products(source, target, scales, fmt, rounding, words, multiply=multiply)
         return
     xp = array_module(source)
     grid = _wider(fmt.element) if fmt.full_range or fmt.affine else fmt.element
@@ -261,7 +242,7 @@ def _round(
     for slab in slabs(source, work.itemsize):
         rows, _, across, _ = slab
         part = source[slab]
-        divisor = _spread(narrow[rows, across], part.shape[3])
+        divisor = spread(narrow[rows, across], part.shape[3])
         quotient = xp.divide(part, divisor, out=xp.empty(part.shape, work))
         _keep_inexact(part, quotient, rounding, fmt.element.quantum)
         drawn = None if words is None else xp.ascontiguousarray(words[slab])
@@ -278,40 +259,13 @@ def _round(
             xp.clip(rounded, fmt.min - zero, fmt.max - zero, out=rounded)
         if multiply:
             same = divisors is total and last is None
-            factor = divisor if same else _spread(factors[rows, across], part.shape[3])
+            factor = divisor if same else spread(factors[rows, across], part.shape[3])
             if last is not None:
                 rounded *= factor
                 factor = last
             xp.multiply(rounded, factor, out=target[slab], casting="same_kind")
         else:
             target[slab] = rounded
-
-
-def _round_products(
-    source: Array,
-    target: Array,
-    scales: Scales,
-    fmt: Scaled,
-    rounding: Mode,
-    words: Array | None,
-    *,
-    multiply: bool,
-) -> None:
-    """Multiply with the factors in float32, round to the elements, and multiply with the scales."""
-    xp, factors = array_module(source), scales.factors
-    assert factors is not None
-    stored = scales.blocks.astype(target.dtype, copy=False)
-    for slab in slabs(source):
-        rows, _, across, _ = slab
-        part = source[slab].astype(np.float32, copy=False)
-        elements = part * _spread(factors[rows, across], part.shape[3])
-        drawn = None if words is None else xp.ascontiguousarray(words[slab])
-        round_into(elements, elements, fmt.element, rounding, Overflow.SATURATE, drawn)
-        if multiply:
-            spread = _spread(stored[rows, across], part.shape[3])
-            xp.multiply(elements, spread, out=target[slab])
-        else:
-            target[slab] = elements
 
 
 def _carrier(
@@ -379,15 +333,6 @@ def _keep_inexact(part: Array, quotient: Array, rounding: Mode, quantum: float) 
         xp = array_module(part)
         lost = (quotient == 0) & (part != 0)
         xp.copyto(quotient, xp.copysign(quantum / 4, part), where=lost, casting="same_kind")
-
-
-def _spread(scales: Array, width: int) -> Array:
-    """Return scales of shape (R, C) in a shape that broadcasts against (R, M, C, N) quickly."""
-    if 1 < width <= _REPEATED:
-        high, across = scales.shape
-        repeated = array_module(scales).repeat(scales, width, axis=1)
-        return repeated.reshape(high, 1, across, width)  # type: ignore[no-any-return]
-    return scales[:, None, :, None]
 
 
 def _wider(element: Format) -> Format:

@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.formats.arrays import Array, array_module, as_float
-from precsim.formats.blocks import Scales, join, split
+from precsim.formats.blocks import join, split
 from precsim.formats.format import Format, Specials
 from precsim.formats.modes import Mode, Overflow, Rounding, stochastic
 from precsim.formats.profiles import Cast, Profile, nan_codes, round_as
 from precsim.formats.quantize import conforming, quantize, random_words, resolve_modes
 from precsim.formats.registry import AnyFormat, element_of, format
 from precsim.formats.scaled import FP32, Scaled
+from precsim.formats.scales import Scales
 from precsim.formats.tiling import Tiling
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.formats.arrays import Array, array_module, as_float
-from precsim.formats.blocks import Scales, join, split
+from precsim.formats.blocks import join, split
 from precsim.formats.modes import Mode, Rounding, stochastic
 from precsim.formats.quantize import random_words, resolve_modes
 from precsim.formats.registry import AnyFormat, format
 from precsim.formats.scaled import Scaled
+from precsim.formats.scales import Scales
 from precsim.formats.tiling import Tiling
 
 

@@ -42,7 +42,7 @@ def round_block(
 ) -> RoundedBlock:
     """Round the numbers of one block; `random` as in `precsim.formats.exact.round`, one for each."""
     if fmt.rule.multiplies:
-        return _multiplied_block(numbers, fmt, rounding, random)
+        return _multiplied_block(numbers, fmt, rounding, random, Fraction(tensor_scale))
     scale = block_scale(numbers, fmt, tensor_scale)
     if exact.is_nan(scale):
         return RoundedBlock(math.nan, [], [math.nan] * len(numbers))
@@ -63,14 +63,24 @@ def _multiplied_block(
     fmt: Scaled,
     rounding: str | Mode,
     random: Sequence[Fraction] | None,
+    tensor_factor: Fraction,
 ) -> RoundedBlock:
     """Round a block whose numbers are multiplied with a factor, in float32; a delayed one is 1."""
     factor: Fraction | float = Fraction(1)
     if fmt.rule is ScaleRule.INVERSE:
-        factor = _factor(numbers, fmt)
+        factor = _factor(numbers, fmt, fmt.element.max)
         if exact.is_nan(factor):
             return RoundedBlock(math.nan, [], [math.nan] * len(numbers))
     scale = Fraction(_single(1 / Fraction(factor)))
+    if fmt.tensor_scale is not None:
+        amax = max([Fraction(fmt.amax_min), *(abs(exact.exact(x)) for x in numbers)])
+        per_amax = _single(tensor_factor * Fraction(_single(1 / Fraction(fmt.element.max))))
+        product = _single(Fraction(_single(amax)) * Fraction(per_amax))
+        block = Fraction(exact.round(product, fmt.scale, Rounding.NEAREST, Overflow.SATURATE))
+        tensor = Fraction(_single(1 / tensor_factor))
+        both = Fraction(_single(block * tensor))
+        factor = Fraction(min(_single(1 / both), FP32.max) if both else FP32.max)
+        scale = block * tensor
     elements, values = [], []
     for i, x in enumerate(numbers):
         draw = None if random is None else random[i]
@@ -84,14 +94,14 @@ def _multiplied_block(
     return RoundedBlock(scale, elements, values)
 
 
-def _factor(numbers: Sequence[float], fmt: Scaled) -> Fraction | float:
-    """Return max / amax as a float32 number: 1 for zeros, NaN where amax is no float32 number."""
+def _factor(numbers: Sequence[float], fmt: Scaled, largest: float) -> Fraction | float:
+    """Return largest / amax as a float32 number: 1 for zeros, NaN where amax is no float32 number."""
     if not all(math.isfinite(x) for x in numbers):
         return math.nan
     amax = max([Fraction(fmt.amax_min), *(abs(exact.exact(x)) for x in numbers)])
     if amax > Fraction(FP32.max):
         return math.nan
-    ratio = Fraction(fmt.element.max) / amax if amax else Fraction(1)
+    ratio = Fraction(largest) / amax if amax else Fraction(1)
     return Fraction(min(_single(ratio), FP32.max))
 
 
@@ -122,10 +132,15 @@ def block_scale(
 def tensor_scale(numbers: Sequence[float], fmt: Scaled) -> Fraction | float:
     """Return the second-level scale of all numbers of a tensor; 1 where the format has none.
 
-    Blocks with a NaN or an infinity should be left out by the caller: they have no say in it.
+    Where values are multiplied (`ScaleRule.INVERSE`), it is the tensor's factor.
+    Blocks with a NaN or an infinity should be left out by the caller: they have no say in it, and
+    neither have, for a factor, blocks with numbers beyond float32.
     """
     if fmt.tensor_scale is None:
         return Fraction(1)
+    if fmt.rule is ScaleRule.INVERSE:
+        inside = [x for x in numbers if abs(x) <= FP32.max]
+        return _factor(inside, fmt, fmt.element.max * fmt.scale.max)
     amax = max([Fraction(fmt.amax_min), *(abs(exact.exact(x)) for x in numbers)])
     if amax == 0:
         return Fraction(1)

@@ -5,13 +5,27 @@ from __future__ import annotations
 import difflib
 from types import MappingProxyType
 
-from precsim.recipes import apex, basic, keras, seed, switchback, torch, torchao, weights
+from precsim.recipes import (
+    apex,
+    basic,
+    deepseek,
+    keras,
+    seed,
+    switchback,
+    torch,
+    torchao,
+    transformer_engine,
+    weights,
+)
 from precsim.recipes.recipe import Recipe
 
 RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
-        for part in (basic, torch, apex, keras, weights, torchao, switchback, seed)
+        for part in (
+            basic, torch, apex, keras, weights,
+            torchao, transformer_engine, deepseek, switchback, seed,
+        )
         for recipe in part.RECIPES
     }
 )  # fmt: skip

@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 a claim does not hold, 2 bad usage or input.
 from __future__ import annotations
 
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -94,7 +95,7 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         for head in heads:
             print_line(f"\n=== {head.number} - {head.title}")
-            outcome = course.study(head, mode, Path(scratch) if quick else None)
+            outcome = _study(head, mode, Path(scratch) if quick else None)
             outcomes.append(outcome)
             note(folder, outcome)
             print_line(_ending(outcome))
@@ -143,6 +144,18 @@ def _chosen(numbers: list[str] | None, *, every: bool) -> tuple[Path, list[Head]
         return folder, [lesson(folder, number) for number in numbers]
     except NoLessonsError as error:
         fail(str(error), 2)
+
+
+def _study(head: Head, mode: Mode, figures: Path | None) -> Outcome:
+    """Run a lesson; where it stops with an error, which may be the reader's own, show the place."""
+    try:
+        return course.study(head, mode, figures)
+    except Exception as error:  # noqa: BLE001 - a reader may have written anything
+        lines = [
+            f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(head.path)
+        ]
+        place = f"line {lines[-1].lineno}: {lines[-1].line}" if lines else "before its first line"
+        fail(f"{head.path.name} stopped at {place} ({type(error).__name__}: {error})", 1)
 
 
 def _ending(outcome: Outcome) -> str:

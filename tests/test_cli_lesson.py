@@ -71,6 +71,14 @@ def test_a_claim_that_fails_is_exit_1(course, lesson):
     assert "1 of 1 lessons" in err
 
 
+def test_a_slip_of_the_reader_is_shown_where_it_is(course, lesson):
+    (course / "42_answer.py").write_text(LESSON.replace("MORE", "1 / 0"))
+    code, _, err = lesson("run", "42")
+    assert code == 1
+    assert 'check("there is more", 1 / 0)' in err
+    assert "ZeroDivisionError" in err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

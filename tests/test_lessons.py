@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from precsim.lesson import course
 from precsim.lesson.catalogue import lessons
 from precsim.lesson.course import study
 from precsim.lesson.exercises import RIGHT, UNTOUCHED, WRONG
@@ -78,7 +79,12 @@ def test_figures_are_kept_with_their_data(head):
     for name in head.writes:
         for suffix in (".png", ".svg", ".json"):
             assert (FIGURES / f"{name}{suffix}").exists()
-        assert f"]({name}.png)" in (FIGURES / "README.md").read_text(encoding="utf-8")
+
+
+def test_pages_say_what_the_lessons_say():
+    heads = lessons(FOLDER)
+    assert course.syllabus(heads) in (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert course.gallery(heads) in (FIGURES / "README.md").read_text(encoding="utf-8")
 
 
 def numbers(data):

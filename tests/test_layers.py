@@ -21,7 +21,7 @@ PARTS = (
     "cli_recipes", "cli", "__main__",
 )  # fmt: skip
 
-ENGINE = ("rule", "policy", "context", "tape", "tensor", "dispatch", "ops")
+ENGINE = ("delayed", "rule", "policy", "context", "tape", "tensor", "dispatch", "ops")
 
 MOST_LINES = 400
 

@@ -38,6 +38,7 @@ POLICIES = st.builds(
     rules=st.lists(RULES, max_size=3),
     arithmetic=st.sampled_from(["exact", "fast"]),
     granularity=st.sampled_from(Granularity),
+    delayed=st.sampled_from(["max@1024", "max@3-2", "most_recent@1"]),
 )
 
 
@@ -83,6 +84,9 @@ def test_policies_are_values():
         ("initial_weights=none", "initial_weights=none"),
         ("initial_weights=widest", "initial_weights=widest"),
         ("arithmetic=slow", "unknown arithmetic 'slow': expected 'exact' or 'fast'"),
+        ("delayed=mean", "delayed=mean: expected max@LENGTH or most_recent@LENGTH"),
+        ("delayed=max@0", "delayed=max@0: expected"),
+        ("delayed=max@4-64", "margin 64: expected .* from 0 to 63"),
         ("granularity=op", "unknown granularity 'op': expected one of kernel, primitive, torch"),
         ("weights=fp64 arithmetic=fast", "fp64 does not fit float32"),
         ("accumulator=fp64 arithmetic=fast", "fp64 does not fit float32"),

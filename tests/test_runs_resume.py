@@ -46,6 +46,10 @@ EVERY_STATE = {
     "falling scale": {"loss_scale": "dynamic:1e30:3", "policy": MIXED},
     "primitive": {"policy": "weights=bf16 activations=bf16 granularity=primitive"},
     "tied": {"tied": True},
+    "delayed scaling": {
+        "policy": "rule=op=matmul,inputs=e4m3:delayed,gradient_inputs=e5m2:delayed delayed=max@3-1",
+        "accumulation": 2,
+    },
     "recipe": ps.recipe("fp8").settings(),
 }
 

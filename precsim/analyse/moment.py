@@ -6,7 +6,7 @@ formats.  Nothing is trained, so every answer is about *this* step: same weights
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from precsim.engine import ops
 from precsim.engine.context import Observer, using
+from precsim.engine.delayed import AmaxHistory, Delays
 from precsim.engine.dispatch import Event
 from precsim.engine.policy import Policy
 from precsim.engine.precision import Precision
@@ -32,7 +33,8 @@ class Moment:
     """One step's question: the gradient of `model` at `parameters` on tokens (x, y).
 
     `weight` divides the loss as micro-batches do, `scale` multiplies it as loss scaling does; both
-    are taken out of the gradients again, in float64, so that only the rounding differs.
+    are taken out of the gradients again, in float64, so that only the rounding differs.  `delays` are
+    the histories of delayed scaling.
     """
 
     model: GPTConfig
@@ -44,6 +46,7 @@ class Moment:
     weight: float = 1.0
     seed: int = 0
     step: int = 0
+    delays: Mapping[str, AmaxHistory] = field(default_factory=dict)
 
     def gradients(
         self, policy: Policy | str | None = None, observers: Iterable[Observer] = ()
@@ -54,7 +57,10 @@ class Moment:
         """
         chosen = self.policy if policy is None else Policy.parse(policy)
         chosen = replace(chosen, initial_weights=None)  # these weights began long ago
-        with using(chosen, observers=tuple(observers), seed=self.seed, step=self.step):
+        delays = Delays(self.delays)  # which forgets what this step sees
+        with using(
+            chosen, observers=tuple(observers), seed=self.seed, step=self.step, delays=delays
+        ):
             with using(observers=()):
                 model = GPT(self.model, parameters=self.parameters)
             loss = model.loss(self.x, self.y)

@@ -73,6 +73,7 @@ def moment_at(run: StoredRun, step: int) -> Moment:
         weight=1 / (config.accumulation * config.micro_batches),
         seed=config.seed,
         step=step,
+        delays=trainer.delays.histories,
     )
 
 

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from precsim.engine.delayed import Delays
 from precsim.engine.policy import Policy
 from precsim.engine.pool import Pool
 from precsim.engine.rule import PHASES
@@ -28,7 +29,7 @@ class Context:
     the module ("blocks.0.attn.qkv"), `seed` and `step` the key of all randomness together with the
     op's path and `calls`, which counts how often each path has run within the step.  `backend`
     ("numpy" or "cupy") is where numbers and NumPy arrays become tensors, `pool` the memory that
-    large arrays are made in.
+    large arrays are made in, `delays` the factors of delayed scaling.
     """
 
     policy: Policy = field(default_factory=Policy)
@@ -40,6 +41,7 @@ class Context:
     backend: str = "numpy"
     taping: bool = True
     calls: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
+    delays: Delays = field(default_factory=Delays, compare=False, repr=False)
     pool: Pool = field(default_factory=Pool, compare=False, repr=False)
 
     @property

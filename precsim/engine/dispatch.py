@@ -23,11 +23,12 @@ from precsim.engine.rule import Saved
 from precsim.engine.tape import OPS, Node, Primitive, Vjp
 from precsim.engine.tensor import Tensor, as_tensor
 from precsim.formats.arrays import array_module
+from precsim.formats.blocks import quantize_into
 from precsim.formats.kernels import round_into
 from precsim.formats.modes import Overflow, stochastic
 from precsim.formats.quantize import quantize
 from precsim.formats.registry import AnyFormat, format
-from precsim.formats.scaled import Scaled
+from precsim.formats.scaled import Scaled, ScaleRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     inputs = _cast(_rotated(inputs, decision), decision)
     site = _visit(op, inputs, context)
     exact = _compute(op, inputs, params, context, decision.accumulator, site)
-    rounded = _round(op, exact, decision, site)
+    rounded = _round(op, exact, decision, site, inputs)
     for observe in context.observers:
         observe(_event(op, inputs, params, decision, site, exact, rounded))
     saved = arrived if decision.saved is Saved.ORIGINAL else inputs
@@ -211,7 +212,9 @@ def _compute(
         return op.forward(arithmetic, *arrays, **params)  # type: ignore[no-any-return]
 
 
-def _round(op: Primitive, exact: Array, decision: Decision, site: Site) -> Array:
+def _round(
+    op: Primitive, exact: Array, decision: Decision, site: Site, inputs: tuple[Tensor, ...]
+) -> Array:
     """Round the result: in place, unless somebody wants to see it before, or it is the operand."""
     xp = array_module(exact)
     exact = xp.asarray(exact, order="C")
@@ -221,6 +224,12 @@ def _round(op: Primitive, exact: Array, decision: Decision, site: Site) -> Array
         rounded = Arithmetic(xp, exact.dtype, pool=site.context.pool).empty(exact.shape)
     fmt, precision = decision.format, decision.output
     random = site.draw(exact.shape, 0, "") if stochastic(precision.rounding) else None
+    if isinstance(fmt, Scaled) and fmt.rule is ScaleRule.DELAYED:
+        place = f"{site.context.scope}/{inputs[0].origin}"
+        delays = site.context.delays
+        delays.see(place, exact, fmt.max)
+        quantize_into(exact, rounded, fmt, precision.rounding, random, delays.factor(place))
+        return rounded
     if isinstance(fmt, Scaled):
         quantize(exact, fmt, precision.rounding, precision.overflow, random, out=rounded)
         return rounded

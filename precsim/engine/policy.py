@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from precsim.engine.delayed import Delayed
 from precsim.engine.precision import FOLLOWING, Accumulator, Precision
 from precsim.engine.rule import PHASES, Origin, Rule, Saved, present, read_fields
 from precsim.formats.registry import AnyFormat, format
@@ -60,6 +61,7 @@ class Policy:
     updates ("none": it updates `weights` itself); `loss` the loss after scaling; `update` the
     arithmetic of the optimizer.  `initial_weights` is a format that a model's weights pass through
     before they are stored: a master copy made after `model.half()` starts from rounded weights.
+    `delayed` says how the factors of "e4m3:delayed" follow from earlier steps (`Delayed`).
     `accumulator` (None: as wide as the carrier) narrows the running sum inside matmuls and sums.
 
     `arithmetic="exact"` computes in float64 and rounds once: right for every format up to fp32, in
@@ -85,6 +87,7 @@ class Policy:
     rules: tuple[Rule, ...] = ()
     arithmetic: str = "exact"
     granularity: Granularity = Granularity.KERNEL
+    delayed: Delayed = field(default=Delayed())
 
     def __post_init__(self) -> None:
         for role in PHASES:
@@ -109,6 +112,7 @@ class Policy:
             msg = f"unknown granularity {self.granularity!r}: expected one of {known}"
             raise ValueError(msg)
         object.__setattr__(self, "granularity", Granularity(self.granularity))
+        object.__setattr__(self, "delayed", Delayed.parse(self.delayed))
         for precision in self._precisions():
             precision.check(self.carrier)
         object.__setattr__(self, "_decided", {})  # of `decide`: the same few ops, step after step
@@ -214,7 +218,7 @@ class Policy:
         default = Policy()
         parts = [f"{role}={getattr(self, role)}" for role in PHASES]
         parts += [f"rule={rule}" for rule in self.rules]
-        for name in ("initial_weights", "accumulator", "arithmetic", "granularity"):
+        for name in ("initial_weights", "accumulator", "arithmetic", "granularity", "delayed"):
             if getattr(self, name) != getattr(default, name):
                 parts.append(f"{name}={getattr(self, name)}")
         return " ".join(parts)

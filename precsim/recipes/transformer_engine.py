@@ -21,7 +21,7 @@ network that NVIDIA's NVFP4 paper leaves in bf16.
 
 from __future__ import annotations
 
-from precsim.recipes.linear import linear_layers
+from precsim.recipes.linear import BF16, linear_layers
 from precsim.recipes.recipe import Recipe
 
 _SOURCE = "NVIDIA/TransformerEngine at d0067d0d, transformer_engine/common/recipe/__init__.py"
@@ -29,12 +29,24 @@ _NO_KERNEL = (
     "no oracle on a CPU: Transformer Engine was read, not run; codes and scales are those of "
 )
 
+_DELAYED = "inputs=e4m3:delayed,gradient_inputs=e5m2:delayed"
 _CURRENT = "inputs=e4m3:tensor:inverse,gradient_inputs=e5m2:tensor:inverse"
 _MX = "inputs=mxfp8_e4m3:rceil"
 _BLOCK = "inputs=e4m3:1x128:pow2,weight_inputs=e4m3:128x128:pow2"
 _FP4 = "inputs=nvfp4:inverse,weight_inputs=nvfp4:16x16:inverse,gradient_inputs=nvfp4:inverse:stochastic"
 
 RECIPES = (
+    Recipe(
+        name="te_delayed",
+        title="Transformer Engine, delayed scaling",
+        format="e4m3",
+        policy=linear_layers(_DELAYED, _DELAYED, _DELAYED, around=f"{BF16}delayed=max@1024 "),
+        loss_scale="none",
+        about="HYBRID fp8, one scale a tensor, from the largest magnitude that its place saw in the "
+        "last 1024 steps; 1 in the first, in which small gradients vanish.",
+        source=f"{_SOURCE}, DelayedScaling; recipe/delayed_scaling.cu",
+        oracle=f"{_NO_KERNEL}the rule written out, step by step",
+    ),
     Recipe(
         name="te_current",
         title="Transformer Engine, current scaling",

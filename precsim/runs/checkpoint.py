@@ -1,7 +1,8 @@
 """A checkpoint: everything that the next step depends on, as arrays, and back again.
 
 That is the weights, the optimizer's state and its count of steps, the loss scale and its count of
-clean steps, the policy in force and the validation losses that a schedule reads, each to the bit.  Batches and random numbers need nothing: they are functions of the
+clean steps, the factors and amax histories of delayed scaling, the policy in force and the
+validation losses that a schedule reads, each to the bit.  Batches and random numbers need nothing: they are functions of the
 seed and the step.  What the run has counted so far comes along, so that its totals go on, too.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from precsim.backend import array_module, to_numpy
+from precsim.engine.delayed import AmaxHistory, Delays
 from precsim.engine.policy import Policy
 from precsim.engine.tensor import Tensor
 from precsim.formats.registry import format
@@ -40,6 +42,7 @@ def capture(trainer: Trainer, step: int, counts: Mapping[str, OpCounts]) -> Arra
         "alphabet": np.frombuffer(trainer.batches.corpus.alphabet, np.uint8),
         "optimizer/steps": np.array(trainer.optimizer.steps),
         **scaler,
+        **_delays_to_arrays(trainer.delays),
         "tensors": np.array(list(tensors), np.str_),
         "formats": np.array(formats, np.str_),
         **{name: to_numpy(tensor.data) for name, tensor in tensors.items()},
@@ -58,6 +61,7 @@ def restore(trainer: Trainer, arrays: Arrays) -> None:
         steps = int(arrays["optimizer/steps"])
         trainer.policy = Policy.parse(arrays["policy"].item())
         trainer.valid_losses = tuple(arrays["valid_losses"].tolist())
+        trainer.delays = _delays(arrays)
     except (KeyError, ValueError) as error:
         msg = f"the checkpoint does not fit the config: {error}"
         raise DamagedError(msg) from None
@@ -96,6 +100,25 @@ def _tensors(trainer: Trainer, arrays: Arrays) -> dict[str, Tensor]:
         if f"weights/{name}" not in found:
             raise KeyError(name)
     return found
+
+
+def _delays_to_arrays(delays: Delays) -> Arrays:
+    histories = delays.histories.values()
+    amaxes = [amax for history in histories for amax in history.amaxes]
+    return {
+        "delays/places": np.array(list(delays.histories), np.str_),
+        "delays/factors": np.array([history.factor for history in histories], np.float32),
+        "delays/lengths": np.array([len(history.amaxes) for history in histories], np.int64),
+        "delays/amaxes": np.array(amaxes, np.float32),
+    }
+
+
+def _delays(arrays: Arrays) -> Delays:
+    ends = np.cumsum(arrays["delays/lengths"])[:-1]
+    amaxes = np.split(arrays["delays/amaxes"], ends)
+    rows = zip(arrays["delays/factors"].tolist(), amaxes, strict=False)
+    histories = [AmaxHistory(factor, tuple(seen.tolist())) for factor, seen in rows]
+    return Delays(dict(zip(arrays["delays/places"].tolist(), histories, strict=True)))
 
 
 def _totals_to_arrays(counts: Mapping[str, OpCounts]) -> Arrays:

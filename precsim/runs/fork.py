@@ -84,6 +84,7 @@ def hand_over(old: Trainer, new: Trainer) -> None:
     if old.config.loss_scale == new.config.loss_scale:
         new.scaler = old.scaler
     new.valid_losses = old.valid_losses
+    new.delays = old.delays
     new.adopt(new.policy)
 
 

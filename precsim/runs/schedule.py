@@ -290,7 +290,7 @@ def at_least(policy: Policy, floor: str) -> Policy:
 
 def difference(old: Policy, new: Policy) -> str:
     """Say what changed between two policies: "weights fp16 -> fp32, + rule ..."."""
-    names = (*PHASES, "accumulator", "arithmetic", "granularity")
+    names = (*PHASES, "accumulator", "arithmetic", "granularity", "delayed")
     said = [
         f"{name} {getattr(old, name)} -> {getattr(new, name)}"
         for name in names

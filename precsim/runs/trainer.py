@@ -9,6 +9,7 @@ import numpy as np
 
 from precsim.engine import ops
 from precsim.engine.context import current, using
+from precsim.engine.delayed import Delays
 from precsim.engine.policy import Policy
 from precsim.engine.tensor import Tensor
 from precsim.nn import optim, scaling
@@ -52,6 +53,7 @@ class Trainer:
         self.optimizer = make_optimizer(config, model.parameters)
         self.schedule = schedules.parse(config.precision_schedule)
         self.valid_losses: tuple[float, ...] = ()
+        self.delays = Delays()
 
     def step(self, step: int) -> StepResult:
         """Do one update, and where it is time an evaluation, after which the policy may change.
@@ -60,11 +62,12 @@ class Trainer:
         """
         last = step + 1 == self.config.steps
         if not last and (step + 1) % self.config.eval_every:
-            with using(self.policy):
+            with using(self.policy, delays=self.delays):
                 return self._update(step)
         counters = Counters()
         watching = (counters,) if self.schedule else ()
-        with using(self.policy, observers=(*current().observers, *watching)):
+        observers = (*current().observers, *watching)
+        with using(self.policy, delays=self.delays, observers=observers):
             result = self._update(step)
         valid_loss = self.valid_loss(step)
         self.valid_losses += (valid_loss,)
@@ -121,6 +124,7 @@ class Trainer:
             with using(role="loss", scope="loss.scale"):
                 scaled = _times(weighted, self.scaler.scale)
             scaled.backward()
+            self.delays.advance(self.policy.delayed)
         gradients: Tensors = {}
         for name, parameter in self.model.parameters.items():
             if parameter.grad is not None:
@@ -130,9 +134,11 @@ class Trainer:
     def valid_loss(self, step: int) -> float:
         """Return the mean loss over the validation batches, in the run's own formats.
 
-        What it draws depends on `step` and on nothing that was computed before.
+        What it draws depends on `step` and on nothing that was computed before; delayed scaling
+        takes the factors as they are, and learns nothing.
         """
-        with using(self.policy, step=step, taping=False, observers=()):
+        delays = Delays(self.delays.histories)
+        with using(self.policy, step=step, taping=False, observers=(), delays=delays):
             return float(np.mean([self.model.loss(x, y).item() for x, y in self.batches.valid()]))
 
     def alive(self) -> bool:

@@ -182,11 +182,12 @@ def gelu_grad(m: Arithmetic, g: Array, x: Array) -> Array:
     g, x, y = (a.reshape(-1) for a in (g, x, out))
     for part in _parts(x):
         t = _gelu_tanh(m.xp, x[part], y[part])
-        slope = 3 * GELU_CUBIC * x[part]
+        slope, rest = m.empty(t.shape), m.empty(t.shape)
+        m.xp.multiply(x[part], 3 * GELU_CUBIC, out=slope)
         slope *= x[part]
         slope += 1
         slope *= sqrt(2 / pi)
-        rest = t * t
+        m.xp.multiply(t, t, out=rest)
         m.xp.subtract(1, rest, out=rest)
         slope *= rest
         slope *= x[part]

@@ -25,8 +25,6 @@ __all__ = ["COUNTS", "HIGHEST", "LOWEST", "Counters", "OpCounts", "count", "tota
 
 COUNTS = ("n", "zeros", "flushed", "subnormal", "overflowed", "saturated", "nan", "nonfinite_in",
           "inexact", "swamped", "updates")  # fmt: skip
-TALLIED = (*COUNTS[1:9], "amax", "amin", "square", "error", "histogram")
-"""What is read off the values before and after rounding, and nothing else."""
 
 
 @dataclass
@@ -171,16 +169,17 @@ def total(rows: Iterable[OpCounts], **wanted: str) -> OpCounts:
 def count(event: Event, *, histogram: bool = True) -> OpCounts:
     """Return the counts of one event.  Defined for empty, all-zero, all-NaN and 0-d results."""
     exact, fmt = event.exact, event.format
+    names = (event.path, event.step, event.call, event.op, event.phase, event.role, event.scope,
+             fmt.name, element_of(fmt).u, exact.size)  # fmt: skip
+    if not exact.size:
+        return OpCounts(*names)
+    t = Tally(exact, event.rounded, fmt, histogram=histogram)
     counts = OpCounts(
-        event.path, event.step, event.call, event.op, event.phase, event.role, event.scope,
-        fmt.name, element_of(fmt).u, exact.size,
+        *names, t.zeros, t.flushed, t.subnormal, t.overflowed, t.saturated, t.nan, t.nonfinite_in,
+        t.inexact, 0, 0, t.amax, t.amin, t.square, t.error, t.histogram,
     )  # fmt: skip
-    if exact.size:
-        tally = Tally(exact, event.rounded, fmt, histogram=histogram)
-        for name in TALLIED:
-            setattr(counts, name, getattr(tally, name))
-        if event.op == "apply_update":
-            _count_swamped(counts, event)
+    if event.op == "apply_update":
+        _count_swamped(counts, event)
     return counts
 
 

@@ -12,9 +12,15 @@ from typing import Any
 import numpy as np
 
 from precsim.engine.arithmetic import Arithmetic
+from precsim.engine.context import current
 from precsim.engine.dispatch import Event
 from precsim.engine.tape import OPS
 from precsim.formats.arrays import array_module
+
+FLOAT64 = np.dtype(np.float64)
+
+BLOCK = 1 << 15
+"""Elements that are compared at a time, which a second-level cache holds."""
 
 
 def reference(event: Event) -> Any:
@@ -24,11 +30,19 @@ def reference(event: Event) -> Any:
     """
     if event.exact.dtype == np.float64 and event.accumulator is None:
         return event.exact
-    xp = array_module(event.exact)
-    inputs = (x.astype(np.float64) for x in event.inputs)
+    arithmetic = Arithmetic(array_module(event.exact), FLOAT64, pool=current().pool)
+    inputs = [_wide(arithmetic, x) for x in event.inputs]
     with np.errstate(all="ignore"):
-        arithmetic = Arithmetic(xp, np.dtype(np.float64))
         return OPS[event.op].forward(arithmetic, *inputs, **event.params)
+
+
+def _wide(arithmetic: Arithmetic, x: Any) -> Any:
+    """Return x in float64, laid out as it is."""
+    if not x.flags.c_contiguous:
+        return x.astype(FLOAT64)
+    wide = arithmetic.empty(x.shape)
+    wide[...] = x
+    return wide
 
 
 def local_error(event: Event) -> float:
@@ -38,15 +52,27 @@ def local_error(event: Event) -> float:
     only the result's is.  Divide by the format's u for the error in units of the format.
     """
     xp = array_module(event.exact)
-    truth = reference(event)
+    rounded, truth = event.rounded.reshape(-1), reference(event).reshape(-1)
     with np.errstate(all="ignore"):
-        error, size = (event.rounded - truth).ravel(), truth.ravel()
-        squares = float(error @ error), float(size @ size)
+        squares = _squares(xp, rounded, truth)
         if not all(isfinite(square) for square in squares):
-            both = xp.isfinite(truth) & xp.isfinite(event.rounded)
-            error, size = (xp.where(both.ravel(), x, 0) for x in (error, size))
-            squares = float(error @ error), float(size @ size)
+            both = xp.isfinite(truth) & xp.isfinite(rounded)
+            squares = _squares(xp, xp.where(both, rounded, 0), xp.where(both, truth, 0))
     return _ratio(*squares)
+
+
+def _squares(xp: Any, rounded: Any, truth: Any) -> tuple[float, float]:
+    """Return the sums of the squares of rounded - truth and of truth, block by block."""
+    error = size = 0.0
+    block = BLOCK if xp is np else max(1, truth.size)
+    scratch = xp.empty(min(block, truth.size), FLOAT64)
+    for start in range(0, truth.size, block):
+        part = truth[start : start + block]
+        difference = scratch[: part.size]
+        xp.subtract(rounded[start : start + block], part, out=difference)
+        error += float(difference @ difference)
+        size += float(part @ part)
+    return error, size
 
 
 def _ratio(error: float, size: float) -> float:

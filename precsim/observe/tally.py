@@ -13,9 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precsim.engine.context import current
 from precsim.formats.arrays import array_module
 from precsim.formats.format import Format
 from precsim.formats.registry import AnyFormat, element_of
+
+Bits = npt.NDArray[np.uint64]
 
 LOWEST, HIGHEST = -160, 140
 """Exponents that a histogram tells apart; smaller and larger ones go to the end bins."""
@@ -70,8 +73,9 @@ class Tally:
         before, after = exact.reshape(-1), rounded.reshape(-1)
         block = BLOCK_BYTES // before.itemsize if xp is np else before.size
         size = min(block, before.size)
-        self._magnitude, self._rest = xp.empty(size, before.dtype), xp.empty(size, before.dtype)
-        self._where = xp.empty(size, bool)
+        empty = current().pool.empty if xp is np else xp.empty
+        self._magnitude, self._rest = (empty((size,), before.dtype) for _ in range(2))
+        self._where = empty((size,), np.dtype(bool))
         self._blank = 0  # magnitudes of zero, that of what is not finite included
         self._uint: Any = np.uint32 if before.dtype == np.float32 else np.uint64
         in_pairs = histogram and xp is np and before.size >= PAIRS_FROM
@@ -80,12 +84,13 @@ class Tally:
             for start in range(0, before.size, block):
                 magnitude = self._add(before[start : start + block], after[start : start + block])
                 if exponents is not None:
-                    exponents.add(magnitude)
+                    exponents.add(magnitude, self._rest[: magnitude.size])
             if histogram and self.amin < inf:
                 if exponents is not None and exponents.can_tell(self.amin, self.amax):
                     self.histogram = exponents.histogram(self.amin, self.amax, self._blank)
                 else:
-                    self.histogram = exponent_histogram(_finite_magnitude(before, xp), xp)
+                    whole = magnitude if before.size <= block else _finite_magnitude(before, xp)
+                    self.histogram = exponent_histogram(whole, xp)
 
     def _count(self, where: Any) -> int:
         return int(self._xp.count_nonzero(where))  # NumPy counts booleans faster than floats
@@ -175,35 +180,36 @@ class _Exponents:
         self._pairs = np.zeros(1 << 2 * self.BITS, np.int64)
         self._last: list[float] = []
 
-    def add(self, magnitude: npt.NDArray[Any]) -> None:
-        """Count a block; what is zero counts as exponent field 0."""
+    def add(self, magnitude: npt.NDArray[Any], scratch: npt.NDArray[Any]) -> None:
+        """Count a block; what is zero counts as exponent field 0.  `scratch` is like `magnitude`."""
         if magnitude.size % 2:
             self._last.append(float(magnitude[-1]))
-        pairs = self._pairs_of_float32 if self._shift == 23 else self._pairs_of_float64
-        numbers = pairs(magnitude[: magnitude.size & ~1]).view(np.int64)
-        self._pairs += np.bincount(numbers, minlength=self._pairs.size)
+            magnitude, scratch = magnitude[:-1], scratch[:-1]
+        write = self._pairs_of_float32 if self._shift == 23 else self._pairs_of_float64
+        numbers = write(magnitude.view(np.uint64), scratch.view(np.uint64))
+        self._pairs += np.bincount(numbers.view(np.int64), minlength=self._pairs.size)
 
-    def _pairs_of_float32(self, magnitude: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    def _pairs_of_float32(self, bits: Bits, out: Bits) -> Bits:
         """Return numbers that say the exponents of neighbours, of which two are one uint64.
 
         The product has the last bits of one exponent beside those of the other, at the top.
         """
         mask, top = (1 << self.BITS) - 1, 64 - 2 * self.BITS
-        both: Any = magnitude.view(np.uint64) & np.uint64(mask << 23 | mask << 55)
-        both *= np.uint64(1 << top - 23 | 1 << top + self.BITS - 55)
-        both >>= np.uint64(top)
-        return both  # type: ignore[no-any-return]
+        np.bitwise_and(bits, np.uint64(mask << 23 | mask << 55), out=out)
+        out *= np.uint64(1 << top - 23 | 1 << top + self.BITS - 55)
+        out >>= np.uint64(top)
+        return out
 
-    def _pairs_of_float64(self, magnitude: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    def _pairs_of_float64(self, bits: Bits, out: Bits) -> Bits:
         """Return numbers that say the exponents of those in the first half, and in the second."""
-        mask, half = (1 << self.BITS) - 1, magnitude.size // 2
-        bits: Any = magnitude.view(np.uint64)
-        both = bits[:half] >> np.uint64(52)
-        both &= np.uint64(mask)
-        high = bits[half:] >> np.uint64(52 - self.BITS)
+        mask, half = (1 << self.BITS) - 1, bits.size // 2
+        low, high = out[:half], out[half:]
+        np.right_shift(bits[:half], np.uint64(52), out=low)
+        low &= np.uint64(mask)
+        np.right_shift(bits[half:], np.uint64(52 - self.BITS), out=high)
         high &= np.uint64(mask << self.BITS)
-        both |= high
-        return both  # type: ignore[no-any-return]
+        low |= high
+        return low
 
     def can_tell(self, low: float, top: float) -> bool:
         """Return whether all exponents from `low` to `top` were told apart."""

@@ -1,7 +1,8 @@
 """How the benchmarks measure: in turns, in one process, and medians of that; memory in a process alone.
 
 Machines are noisy, and noise comes and goes: what takes turns is slowed down together, so that
-ratios can be trusted where times cannot.  One thread each, unless the environment says otherwise.
+ratios can be trusted where times cannot.  Times are the processor's, so that what others do on the
+machine counts little.  One thread each, unless the environment says otherwise.
 """
 
 import os
@@ -9,14 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
-import numpy as np
+from statistics import median
 
 LIBRARIES = ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM")
 
 
 def one_thread():
-    """Ask the BLAS and PyTorch for one thread; call it before NumPy is imported."""
+    """Ask the BLAS and PyTorch for one thread; call it before NumPy is imported (not here, then)."""
     for library in LIBRARIES:
         os.environ.setdefault(f"{library}_THREADS", "1")
 
@@ -29,10 +29,10 @@ def medians(functions, turns):
     times = {name: [] for name in functions}
     for _ in range(turns + 1):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = time.process_time()
             function()
-            times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(found[1:])) for name, found in times.items()}
+            times[name].append(time.process_time() - start)
+    return {name: median(found[1:]) for name, found in times.items()}
 
 
 def peak_memory(module, *arguments):
@@ -89,16 +89,24 @@ def duration(seconds):
     return f"{seconds * 1e9:.2f} ns"
 
 
+def amount(size):
+    """Return a number of bytes in the unit that suits it."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+
+
+def quantity(found):
+    """Return what a row measured, a time or bytes, with its unit; nothing where it is not known."""
+    if found["seconds"] is not None:
+        return duration(found["seconds"])
+    return "" if found["bytes"] is None else amount(found["bytes"])
+
+
 def write_table(rows, out):
     """Write rows as a table that a terminal shows."""
     out.write(f"{'table':<24}{'case':<22}{'format':<17}{'':>11}  {'ratio':>7} {'to':<16}target\n")
     for r in rows:
-        if r["seconds"] is not None:
-            value = duration(r["seconds"])
-        else:
-            value = "" if r["bytes"] is None else f"{r['bytes'] / 1e6:.1f} MB"
         ratio = "" if r["ratio"] is None else f"{r['ratio']:.2f}"
         target = "" if r["target"] is None else f"<= {r['target']:.3g}"
         verdict = {None: "", True: "reached", False: "missed"}[r["reached"]]
-        out.write(f"{r['table']:<24}{r['case']:<22}{r['format'] or '':<17}{value:>11}  ")
+        out.write(f"{r['table']:<24}{r['case']:<22}{r['format'] or '':<17}{quantity(r):>11}  ")
         out.write(f"{ratio:>7} {r['peer'] or '':<16}{target} {verdict}".rstrip() + "\n")

@@ -1,22 +1,22 @@
-"""What watching costs: one step at each level, recorded, as a multiple of one that nobody watches.
+"""What watching costs: ``python -m tests.benchmarks.observe [--quick | --steps 12 --recipe bf16]``.
 
-    python tests/benchmarks/observe.py [--steps 12] [--recipe bf16]
+`rows` has the step of `step.py` at each level, as a multiple of one that nobody watches.  With
+`--steps` a run is recorded at each level instead: hashes are computed beside it, in a thread, so
+that its times are the processor's and the clock's, and the last columns are what a step's ops leave
+on the disk, and how long it takes to write the ops of the run and a checkpoint.
 
-All levels take turns in one process, step by step, with one BLAS thread; times are medians, of the
-processor (a busy machine does not count) and of the clock (hashes are computed beside the run).
-The last columns are what a step's ops leave on the disk, and how long it takes to write the ops of
-the run and a checkpoint.
+All levels take turns in one process, step by step, with one thread of the BLAS; times are medians.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-for library in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM"):
-    os.environ.setdefault(f"{library}_THREADS", "1")
+from tests.benchmarks.measure import medians, one_thread, row, write_table
+
+one_thread()
 
 import numpy as np
 
@@ -31,6 +31,10 @@ from precsim.runs.recorder import Recorder
 from precsim.runs.results import Run
 from precsim.runs.store import Store, read_index
 from precsim.runs.trainer import make_trainer
+from tests.benchmarks.step import Model
+
+LIMITS = {"off": 1.05, "counts": 1.3, "hist": 1.3, "shadow": 3.0}
+"""Most time of a step that is watched, as a multiple of one that is not; "off" is noise alone."""
 
 PATTERN = "gradients/*"
 """What the level "tensors" keeps here: all gradients of activations."""
@@ -77,40 +81,68 @@ def measure(config, steps):
         for step in range(steps):
             for run in runs.values():
                 run.step(step)
-        rows = []
+        levels = []
         for name, run in runs.items():
             cpu, clock = np.median(run.times[2:], axis=0) * 1e3
-            row = {"level": name, "cpu": cpu, "clock": clock, "ops": 0, "checkpoint": 0}
+            found = {"level": name, "cpu": cpu, "clock": clock, "ops": 0, "checkpoint": 0}
             if run.recorder:
                 start = time.perf_counter()
                 run.recorder.finish()
-                row["commit"] = (time.perf_counter() - start) * 1e3
+                found["commit"] = (time.perf_counter() - start) * 1e3
                 for entry in read_index(Path(where, name)).entries.values():
                     if entry.kind == "ckpt":
-                        row["checkpoint"] = entry.bytes
+                        found["checkpoint"] = entry.bytes
                     else:
-                        row["ops"] += entry.bytes / steps
-            rows.append(row)
-    return rows
+                        found["ops"] += entry.bytes / steps
+            levels.append(found)
+    return levels
+
+
+def rows(quick: bool) -> list[dict]:
+    """Measure and return plain rows."""
+    found = []
+    formats = ("e4m3",) if quick else ("e4m3", "bf16")
+    for fmt, arithmetic in [(f, a) for f in formats for a in ("fast", "exact")]:
+        functions = {"nobody": Model(fmt, arithmetic).step}
+        functions |= {level: watched_step(level, fmt, arithmetic) for level in LIMITS}
+        t = medians(functions, 5 if quick else 21)
+        found += [
+            row("observation", f"{level}, {arithmetic}", fmt, t[level], peer="nobody",
+                against=t["nobody"], limit=limit)
+            for level, limit in LIMITS.items()
+        ]  # fmt: skip
+    return found
+
+
+def watched_step(level, fmt, arithmetic):
+    """Return a function that does one step at a level, without hashes."""
+    tracer = Tracer(Level.parse(level), hashes=False)
+    model = Model(fmt, arithmetic, observers=(tracer,) if level != "off" else ())
+    return lambda: (model.step(), tracer.drain())
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--recipe", default="bf16")
     given = parser.parse_args()
+    if given.steps is None:
+        write_table(rows(given.quick), sys.stdout)
+        return
     config = ps.TrainConfig(
         **ps.recipe(given.recipe).settings(), steps=10**6, checkpoint_every=10**6, eval_every=10**6
     )
-    rows = measure(config, given.steps)
+    levels = measure(config, given.steps)
     say = sys.stdout.write
     say(f"{given.recipe}: {config.layers} layers, width {config.width}, batch {config.batch}\n")
     say("level        CPU ms  ratio   clock ms  ratio   trace, kB a step   commit, ms\n")
-    for row in rows:
-        cpu, clock = row["cpu"] / rows[0]["cpu"], row["clock"] / rows[0]["clock"]
-        say(f"{row['level']:<10}{row['cpu']:>9.1f}{cpu:>7.2f}{row['clock']:>11.1f}{clock:>7.2f}")
-        say(f"{row['ops'] / 1e3:>19.1f}{row.get('commit', 0):>13.0f}\n")
-    say(f"a checkpoint has {rows[-1]['checkpoint'] / 1e6:.1f} MB; tensors keeps {PATTERN}\n")
+    for found in levels:
+        cpu, clock = found["cpu"] / levels[0]["cpu"], found["clock"] / levels[0]["clock"]
+        say(f"{found['level']:<10}{found['cpu']:>9.1f}{cpu:>7.2f}")
+        say(f"{found['clock']:>11.1f}{clock:>7.2f}")
+        say(f"{found['ops'] / 1e3:>19.1f}{found.get('commit', 0):>13.0f}\n")
+    say(f"a checkpoint has {levels[-1]['checkpoint'] / 1e6:.1f} MB; tensors keeps {PATTERN}\n")
 
 
 if __name__ == "__main__":

@@ -213,8 +213,8 @@ def test_tables_as_text_as_html_and_for_rich(monkeypatch):
     assert "gradients//mul" in page.getvalue()
     cells = Cells(worst._repr_html_()).cells
     assert cells[:2] == ["op", "format"]
-    assert cells[7].startswith("gradients//mul")
-    assert cells[8:11] == ["fp16", "1", ""]
+    assert cells[8].startswith("gradients//mul")
+    assert cells[9:12] == ["fp16", "1", ""]
     assert 'aria-label="flushed 100%"' in worst._repr_html_()
     assert "observe(&#x27;hist&#x27;)" in obs._repr_html_()
 

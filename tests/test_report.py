@@ -99,7 +99,7 @@ def test_the_page_reads_without_its_script(folder):
         assert command.startswith("precsim train --set")
     # the worst op of the static table is one in trouble, with the share that the trace has
     trouble = ps.open(folder / "flushed").trouble
-    worst = next(row for row in read.rows if len(row) == 7 and row[0].startswith("gradients/"))
+    worst = next(row for row in read.rows if len(row) == 8 and row[0].startswith("gradients/"))
     path, _, call = worst[0].partition(" #")
     ops = ps.open(folder / "flushed").ops(trouble.step, op=path, call=int(call or 0))
     assert worst[4] == f"{ops['flushed_share'][0]:.0%}"

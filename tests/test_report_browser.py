@@ -205,3 +205,27 @@ def test_without_scripts_the_tables_are_there(browser, file, runs):
     assert f"{runs[EVIL].records[-1].loss:.5g}" in tab.locator("details").first.inner_text()
     assert requests == [file.as_uri()]
     context.close()
+
+
+def test_the_address_names_the_place(view, browser, file, runs):
+    view.select_option("#run", label="other")
+    slide(view, 2)
+    row = view.locator("#rows tr[data-op]").nth(7)
+    row.click()
+    name = view.locator("#name").inner_text()
+    again = browser.new_page()
+    again.goto(view.url)
+    again.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+    assert again.locator("#where").inner_text() == "step 2"
+    assert again.locator("#name").inner_text() == name
+    assert again.locator("#run option:checked").inner_text() == "other"
+    again.close()
+    for nonsense in ("#run=9&step=2&op=1", "#run=0&step=x&op=y", "#step=1e9", "#%%%"):
+        again = browser.new_page()
+        errors = []
+        again.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
+        again.goto(file.as_uri() + nonsense)
+        again.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+        assert errors == []
+        assert again.locator("#where").inner_text().startswith("step ")
+        again.close()

@@ -40,6 +40,15 @@ def test_skipped_steps_and_the_scale_are_told():
     )
     run = replace(REFERENCE, skipped=1, scales=(65536.0, 65536.0))
     assert "1 step was skipped while the loss scale stayed near 65536" in verdict(run, REFERENCE)
+    run = replace(REFERENCE, skipped=9, scales=(2.0**24, 2.5e7))
+    assert "moved from 2^24 to 2.5e+07" in verdict(run, REFERENCE)
+
+
+def test_a_run_alone_is_compared_with_guessing():
+    says = verdict(replace(REFERENCE, guess=4.0), None)
+    assert says.startswith("ends with a validation loss of 2.00 (guessing: 4.00)")
+    assert "reference" not in says
+    assert verdict(replace(REFERENCE, died_at=3), None).startswith("dies at step 3")
 
 
 def test_the_reference_is_called_so_and_a_dead_one_is_not_compared_with():

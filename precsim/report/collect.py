@@ -45,6 +45,7 @@ class Collected:
     drift: list[Point]
     player: dict[str, Any]
     changes: list[str]
+    changed_at: list[int]
     command: str
     formats: dict[str, Any]
     fingerprint: dict[str, Any]
@@ -78,6 +79,7 @@ def collect(run: StoredRun, name: str, *, rows: int, points: int) -> Collected:
     return Collected(
         name, str(run.path), format_of(run.config), run.config, summary, records,
         _curves(records, headroom), skips, alarm, drift, shown, list(map(str, run.changes)),
+        [change.step for change in run.changes],
         command(run, name), dict(run.manifest.formats), dict(run.manifest.fingerprint), notes,
     )  # fmt: skip
 

@@ -16,8 +16,9 @@ from math import isnan, log2
 from typing import Any
 
 from precsim import __version__
-from precsim.analyse.health import KINDS, complaint
+from precsim.analyse.health import KINDS
 from precsim.analyse.recorded import Op
+from precsim.engine.rule import PHASES
 from precsim.formats.format import Format
 from precsim.formats.registry import element_of
 from precsim.formats.registry import format as resolve
@@ -25,7 +26,7 @@ from precsim.observe.counters import LOWEST, OpCounts
 from precsim.report.collect import Collected, hue
 from precsim.runs.files import RunError
 from precsim.runs.lines import dump
-from precsim.show.html import COLOURS, HEADINGS, cells, key
+from precsim.show.html import COLOURS, HEADINGS, cells, key, trouble
 from precsim.show.ranges import format_range
 from precsim.show.style import share
 from precsim.show.terminal import brief
@@ -33,6 +34,9 @@ from precsim.show.verdict import verdict
 
 LADDER = ("fp16", "bf16", "e5m2", "e4m3")
 """Formats whose ranges stand under every histogram, besides the op's own."""
+
+OF_BOTH = ("n", "zeros", "flushed", "subnormal", "swamped", "updates")
+"""Counts that `OpCounts` and the player's columns both have."""
 
 STATIC_OPS, STATIC_STEPS = 40, 25
 """Rows of the tables that a page has without its script."""
@@ -107,6 +111,7 @@ def _data(runs: Sequence[Collected]) -> dict[str, Any]:
     names = {fmt for run in runs for _, _, fmt in run.player["ops"]} | set(LADDER)
     return {
         "kinds": list(KINDS),
+        "phases": dict(PHASES),
         "colours": COLOURS,
         "lowest": LOWEST,
         "ladder": LADDER,
@@ -118,6 +123,7 @@ def _data(runs: Sequence[Collected]) -> dict[str, Any]:
                 "scaled": run.scaled,
                 "trouble": run.summary.trouble.step if run.summary.trouble else None,
                 "curves": run.curves,
+                "changes": run.changed_at,
                 "skips": {skip.step: [skip.path, skip.count, skip.n] for skip in run.skips},
                 "drift": [
                     {"step": p.step, "rho": p.drift.rho, "u": p.drift.rho_u, "angle": p.angle,
@@ -151,14 +157,18 @@ def _static_ops(run: Collected) -> dict[str, Any] | None:
     trouble = run.summary.trouble.step if run.summary.trouble else None
     chosen = next((step for step in steps if step["step"] == trouble), steps[-1])
     ops = [_op(run.player["ops"][n], chosen, row) for row, n in enumerate(chosen["op"])]
-    worst = sorted(ops, key=lambda op: (bool(complaint(op.counts)), op.counts.flushed_share,
-                                        op.err_u), reverse=True)[:STATIC_OPS]  # fmt: skip
+    worst = sorted(ops, key=_badness, reverse=True)[:STATIC_OPS]
     return {"step": chosen["step"], "of": len(ops), "rows": [cells(op) for op in worst]}
+
+
+def _badness(op: Op) -> tuple[float, ...]:
+    row = op.counts
+    return (bool(trouble(row)), max(row.flushed_share, row.swamped_share), op.err_u)
 
 
 def _op(place: list[Any], columns: dict[str, Any], row: int) -> Op:
     path, call, fmt = place
-    count = {name: columns[name][row] for name in ("n", "zeros", "flushed", "subnormal")}
+    count = {name: columns[name][row] for name in OF_BOTH}
     counts = OpCounts(path=path, call=call, format=fmt, u=1.0, **count)
     counts.overflowed, counts.nonfinite_in = columns["overflow"][row], columns["nan"][row]
     error = columns["err"][row]

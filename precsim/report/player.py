@@ -18,7 +18,7 @@ from precsim.runs.run import StoredRun
 from precsim.runs.store import Entry, read_index
 
 MOST_STEPS = 60
-MOST_ROWS = 24_000
+MOST_ROWS = 32_000
 """Ops of all steps of all runs together, a row each."""
 
 COUNTS = ("n", "zeros", "flushed", "subnormal", "overflow", "nan", "swamped", "updates")

@@ -7,6 +7,7 @@ from html import escape
 
 from precsim.analyse.health import KINDS, Health, complaint
 from precsim.analyse.recorded import Op
+from precsim.observe.counters import OpCounts
 from precsim.show.style import share
 
 COLOURS = dict(
@@ -17,7 +18,7 @@ COLOURS = dict(
 LEAST = 0.04
 """Share of a chip's width that a kind gets at least, if it occurs at all."""
 
-HEADINGS = ("op", "format", "values", "health", "flushed", "overflow", "error in u")
+HEADINGS = ("op", "format", "values", "health", "flushed", "overflow", "updates lost", "error in u")
 
 
 def chip(health: Health) -> str:
@@ -79,7 +80,7 @@ def cells(op: Op) -> list[str]:
     """Return an op's row under `HEADINGS` as HTML."""
     row, health = op.counts, Health.of(op.counts)
     name = escape(row.path + (f" #{row.call}" if row.call else ""))
-    what = complaint(row)
+    what = trouble(row)
     return [
         f'<strong title="{escape(what, quote=True)}">{name}</strong>' if what else name,
         escape(row.format),
@@ -87,8 +88,15 @@ def cells(op: Op) -> list[str]:
         chip(health),
         share(row.flushed_share),
         share(health.overflow),
+        share(row.swamped_share) if row.updates else "",
         f"{op.err_u:.2g}" if row.u else "",
     ]
+
+
+def trouble(row: OpCounts) -> str:
+    """Return what is wrong with an op, updates that most of them are lost included; "" for nothing."""
+    lost = f"{share(row.swamped_share)} of the updates lost" if row.swamped_share > 0.5 else ""
+    return complaint(row) or lost
 
 
 def _side(column: int) -> str:

@@ -6,10 +6,10 @@ that the loss does not show.  The limits below decide which words are used.
 
 from __future__ import annotations
 
-from math import isfinite
+from math import isfinite, log2
 
 from precsim.runs.summary import Summary
-from precsim.show.style import share
+from precsim.show.style import power, share
 
 LEVEL = 0.01
 """Validation losses this close, relatively, count as the same."""
@@ -87,6 +87,15 @@ def _skips(run: Summary) -> str:
     if not run.skipped:
         return ""
     first, last = run.scales
-    moved = f"moved from {first:g} to {last:g}" if last != first else f"stayed near {last:g}"
+    moved = f"moved from {_scale(first)} to {_scale(last)}"
+    if last == first:
+        moved = f"stayed near {_scale(last)}"
     steps = "1 step was" if run.skipped == 1 else f"{run.skipped} steps were"
     return f"; {steps} skipped while the loss scale {moved}"
+
+
+def _scale(scale: float) -> str:
+    """Return a loss scale as it is, or as a power of two where that is shorter."""
+    text = f"{scale:g}"
+    exponent = log2(scale) if "e" in text and 0 < scale < float("inf") else 0.5
+    return power(exponent) if exponent.is_integer() else text

@@ -40,8 +40,8 @@
   // ---- one op of one step ----
   const run = () => data.runs[state.run];
   const step = () => run().player.steps[state.at];
-  const phaseOf = (role) => ({ weights: "forward", activations: "forward", loss: "forward",
-    gradients: "backward", weight_gradients: "backward" }[role] || "update");
+  const phaseOf = (role) => data.phases[role] || "update";
+  const short = { weight_gradients: "dW" };
   function look(columns, row) {
     const [path, call, format] = run().player.ops[columns.op[row]];
     const [role] = path.split("/", 1);
@@ -55,8 +55,8 @@
       n, parts, err: columns.err[row], amax: columns.amax[row], hist: columns.hist[row],
       flushed: n > zeros ? columns.flushed[row] / (n - zeros) : 0, lost: columns.updates[row] ? columns.swamped[row] / columns.updates[row] : null };
   }
-  const badness = (op) => (op.parts.nan > 0 ? 4 : 0) + (op.parts.overflow > 0 ? 2 : 0) + op.flushed + Math.min(0.1, (op.err || 0) / 1e3);
-  const bad = (op) => op.parts.overflow > 0 || op.parts.nan > 0 || op.flushed > 0.5;
+  const badness = (op) => (op.parts.nan > 0 ? 4 : 0) + (op.parts.overflow > 0 ? 2 : 0) + Math.max(op.flushed, op.lost || 0) + Math.min(0.1, (op.err || 0) / 1e3);
+  const bad = (op) => op.parts.overflow > 0 || op.parts.nan > 0 || op.flushed > 0.5 || op.lost > 0.5;
 
   function chip(op) {
     const shown = data.kinds.filter((kind) => op.parts[kind] > 0);
@@ -90,19 +90,19 @@
       if (!state.worst && op.phase !== phase) {
         phase = op.phase;
         const row = make("tr", undefined, "phase"), cell = make("td", phase);
-        cell.colSpan = 6; row.append(cell); rows.push(row);
+        cell.colSpan = 7; row.append(cell); rows.push(row);
       }
       const row = make("tr"), name = make("td", undefined, "left"), format = make("td", undefined, "left");
       row.dataset.op = op.number;
       name.append(make("span", op.scope ? `${op.scope} ` : "", "op-scope"),
-        make("span", op.kind + (op.call ? ` #${op.call}` : ""), bad(op) ? "bad" : "op-kind"));
+        make("span", op.kind + (op.call ? ` #${op.call}` : ""), bad(op) ? "bad" : "op-kind"), make("span", short[op.role] ? ` ${short[op.role]}` : "", "role"));
       name.title = op.path;
       const hue = make("span", op.format, "fmt");
       hue.style.setProperty("--hue", (data.formats[op.format] || {}).hue || "#767676");
       format.append(hue);
       const health = make("td", undefined, "left"); health.append(chip(op));
       row.append(name, format, health, make("td", share(op.flushed)),
-        make("td", share(op.parts.overflow)), make("td", op.err === null ? "" : brief(op.err, 2)));
+        make("td", share(op.parts.overflow)), make("td", op.lost === null ? "" : share(op.lost)), make("td", op.err === null ? "" : brief(op.err, 2)));
       rows.push(row);
     }
     body.replaceChildren(...rows);
@@ -169,8 +169,9 @@
       losses.push({ x: c.step, y: c.valid_loss, mode: "markers", name: `${name}, validation`, showlegend: false,
         marker: { color: css("--panel"), size: 8, line: { color: style.color, width: 2 } }, hovertemplate: `%{y:.3f}` });
     });
+    const changes = data.runs.flatMap((r, i) => r.changes.map((x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: styleOf(i).color, width: 1.2 } })));
     chart("loss", losses, { height: 330, hovermode: "x unified", xaxis: { title: { text: "step" } }, yaxis: { title: { text: "nats per letter" } },
-      annotations: [{ text: "line: running mean of the training loss; rings: validation", xref: "paper", yref: "paper", x: 1, y: 1.02, xanchor: "right", yanchor: "bottom", showarrow: false, font: { size: 11.5, color: css("--quiet") }, visible: !small() }] });
+      shapes: changes, annotations: [...changes.map((c) => ({ x: c.x0, y: 1, yref: "paper", yanchor: "top", xanchor: "left", text: "policy changes", showarrow: false, font: { size: 11, color: css("--quiet") } })), { text: "line: running mean of the training loss; rings: validation", xref: "paper", yref: "paper", x: 1, y: 1.02, xanchor: "right", yanchor: "bottom", showarrow: false, font: { size: 11.5, color: css("--quiet") }, visible: !small() }] });
 
     const scales = [];
     data.runs.forEach((r, i) => {
@@ -273,11 +274,11 @@
   }
 
   // ---- every op at every step ----
-  const metrics = { flushed: "flushed", overflow: "overflow", error: "error in u" };
+  const metrics = { flushed: "flushed", overflow: "overflow", lost: "updates lost", error: "error in u" };
   const most = 40;
   let cells = null;
   function map() {
-    const p = run().player, value = { flushed: (op) => (op.n && op.parts.zero === 1 ? "zero" : 100 * op.flushed), overflow: (op) => 100 * (op.parts.overflow + op.parts.nan), error: (op) => op.err }[state.metric];
+    const p = run().player, value = { flushed: (op) => (op.n && op.parts.zero === 1 ? "zero" : 100 * op.flushed), overflow: (op) => 100 * (op.parts.overflow + op.parts.nan), lost: (op) => (op.lost === null ? null : 100 * op.lost), error: (op) => op.err }[state.metric];
     const grid = p.ops.map(() => p.steps.map(() => null));
     p.steps.forEach((columns, s) => columns.op.forEach((number, row) => { grid[number][s] = value(look(columns, row)); }));
     const top = grid.map((row, number) => [Math.max(...row.map((v) => (typeof v === "number" ? v : -1))), number]).filter(([v]) => v > 0);
@@ -287,9 +288,11 @@
     kept.sort((a, b) => (order[b] ?? b) - (order[a] ?? a));
     $("map").hidden = !kept.length;
     if (!kept.length) { $("mapnote").textContent = "No op of these steps has any."; return; }
-    const names = kept.map((number) => { const [path, call] = p.ops[number]; const [role] = path.split("/", 1);
+    const kinds = new Set(kept.map((number) => p.ops[number][0].replace(/^(.*?)\/.*\/(.*)$/, "$1 $2")));
+    const names = kept.map((number) => { let [path, call] = p.ops[number]; const [role] = path.split("/", 1);
+      if (kinds.size === 1) path = path.slice(0, path.lastIndexOf("/"));  // all the same op: where is enough
       const glyph = { forward: "\u25cf", backward: "\u25bc", update: "\u25c6" }[phaseOf(role)];
-      return `${escape(path.slice(role.length + 1).replace("/", " ").trim())}${call ? ` #${call}` : ""} ${glyph}`; });
+      return `${escape(path.slice(role.length + 1).replace("/", " ").trim())}${call ? ` #${call}` : ""}${short[role] ? ` ${short[role]}` : ""} ${glyph}`; });
     const error = state.metric === "error", ends = error ? [-1, 2] : [-2, 2];
     const z = kept.map((number) => grid[number].map((v) => (typeof v === "number" ? Math.max(ends[0], Math.log10(Math.max(v, 1e-9))) : null)));
     const zeros = kept.map((number) => grid[number].map((v) => (v === "zero" ? 1 : null)));
@@ -333,11 +336,27 @@
     facts.replaceChildren();
     if (k >= 0) {
       const say = (label, value) => facts.append(`${facts.childNodes.length ? "  \u00b7  " : ""}${label} `, make("b", value));
-      say("loss", brief(c.loss[k], 4)); say("loss scale", scaleText(c.scale[k])); say("gradient norm", brief(c.grad_norm[k]));
+      say("loss", brief(c.loss[k], 4)); if (run().scaled) say("loss scale", scaleText(c.scale[k]));
+      say("gradient norm", brief(c.grad_norm[k]));
       say("flushed", share(c.flushed[k] ?? 0)); say("updates lost", share(c.lost_updates[k] ?? 0));
       if (c.skipped[k]) say("this step was", "skipped");
     }
-    list(); draw();
+    list(); draw(); remember();
+  }
+  // ---- the place in the page's address, so that it can be sent along ----
+  function remember() {
+    const place = new URLSearchParams({ run: state.run, step: step().step, op: state.op ?? "" });
+    try { history.replaceState(null, "", `#${place}`); } catch { /* some viewers do not let a page do that */ }
+  }
+  function recall() {
+    const place = new URLSearchParams(location.hash.slice(1)), number = Number(place.get("run"));
+    if (!place.has("step") || !data.runs[number] || !data.runs[number].player.steps.length) return false;
+    $("run").value = number;
+    pick(number);
+    if (place.get("op") && run().player.ops[Number(place.get("op"))]) state.op = Number(place.get("op"));
+    go(Number(place.get("step")));
+    reveal();
+    return true;
   }
   let waiting = false;
   function draw() {  // once a frame, however fast the slider moves
@@ -381,8 +400,8 @@
     $("slider").max = steps.length - 1;
     show(trouble < 0 ? steps.length - 1 : trouble);
     reveal();
-    const some = steps.some((c) => c.flushed.some((count, row) => count > 0.05 * (c.n[row] - c.zeros[row])));
-    state.metric = some ? "flushed" : "error";
+    const some = (part, whole) => steps.some((c) => c[part].some((count, row) => count > 0.05 * whole(c, row)));
+    state.metric = some("flushed", (c, row) => c.n[row] - c.zeros[row]) ? "flushed" : some("swamped", (c, row) => c.updates[row]) ? "lost" : "error";
     pressed("metrics", state.metric);
     if (Plotly) map();
   }
@@ -403,7 +422,7 @@
     $("filter").oninput = (event) => { state.text = event.target.value.trim(); show(state.at); };
     const under = (event) => { const row = event.target.closest("tr[data-op]"); return row ? Number(row.dataset.op) : null; };
     $("rows").onpointerover = (event) => { const op = under(event); if (op !== null && op !== state.op) { state.op = op; mark(); draw(); } };
-    $("rows").onclick = (event) => { const op = under(event); if (op !== null) { state.op = op; mark(); draw(); } };
+    $("rows").onclick = (event) => { const op = under(event); if (op !== null) { state.op = op; mark(); draw(); remember(); } };
     $("list").onkeydown = (event) => {
       const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
       if (!by) return;
@@ -415,7 +434,7 @@
     };
     document.querySelectorAll(".static").forEach((element) => element.remove());
     $("controls").hidden = false;
-    pick(able[0]);
+    if (!recall()) pick(able[0]);
   }
   start();
 

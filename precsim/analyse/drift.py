@@ -29,7 +29,8 @@ class Drift:
     `rho`: ||e|| / ||truth||; `rho_u`: the same in unit roundoffs; `angle`: between the two, in
     radians, by the chord (arccos of a cosine is 0 below 1e-8); `ratio`: of the norms; `bias`: the
     part of e along the truth (< 0: shrunk); `spread`: the part across it.
-    `nonfinite` counts NaN and infinities; where there are any, the rest is NaN: drift is undefined.
+    `nonfinite` counts NaN and infinities, of the measured one or else of the truth; where there are
+    any, the rest is NaN: drift is undefined.
     """
 
     rho: float
@@ -49,8 +50,8 @@ def compare(measured: Values, truth: Values, u: float) -> Drift:
     names = sorted(n for n in truth if n in measured)
     a = np.concatenate([measured[n].ravel() for n in names]) if names else np.zeros(0)
     b = np.concatenate([truth[n].ravel() for n in names]) if names else np.zeros(0)
-    bad = int(a.size - np.count_nonzero(np.isfinite(a)))
-    if bad:
+    bad = a.size - int(np.count_nonzero(np.isfinite(a)))
+    if bad := bad or b.size - int(np.count_nonzero(np.isfinite(b))):
         nan = float("nan")
         return Drift(nan, nan, nan, nan, nan, nan, bad)
     size_a, size_b = float(np.linalg.norm(a)), float(np.linalg.norm(b))
@@ -93,20 +94,27 @@ class Split:
 
 def split(moment: Moment, twin: Values) -> Split:
     """Return the split of the drift between a moment and a float64 twin with weights `twin`."""
-    measured, here = moment.gradients(), moment.reference()
     there = moment.at(parameters=twin).reference()
-    size = _norm(there)
+    return split_of(moment.gradients(), moment.reference(), there)
+
+
+def split_of(measured: Values, here: Values, there: Values) -> Split:
+    """Return the split of a measured gradient; `here` and `there` are float64's, at the run's
+    weights and at the twin's.  NaN where a value is not finite."""
+    size = norm(there)
 
     def relative(a: Values, b: Values) -> float:
-        return _norm({n: a[n] - b[n] for n in b}) / size if size else 0.0
+        return norm({n: a[n] - b[n] for n in b}) / size if size else 0.0
 
-    return Split(relative(measured, there), relative(measured, here), relative(here, there))
+    with np.errstate(invalid="ignore"):
+        parts = relative(measured, there), relative(measured, here), relative(here, there)
+    return Split(*(part if np.isfinite(part) else float("nan") for part in parts))
 
 
 def distance(weights: Values, twin: Values, start: Values) -> float:
     """Return how far a run is from its twin, relative to the way that the twin has come."""
-    way = _norm({n: twin[n] - start[n] for n in twin})
-    apart = _norm({n: weights[n] - twin[n] for n in twin})
+    way = norm({n: twin[n] - start[n] for n in twin})
+    apart = norm({n: weights[n] - twin[n] for n in twin})
     return apart / way if way else 0.0
 
 
@@ -140,5 +148,6 @@ def stochastic(moment: Moment, draws: int = 8) -> tuple[float, float]:
     return float(np.linalg.norm(mean)) / size, spread / size
 
 
-def _norm(values: Values) -> float:
+def norm(values: Values) -> float:
+    """Return the 2-norm of tensors, taken as one long vector."""
     return float(np.sqrt(sum(float(np.square(v).sum()) for v in values.values())))

@@ -17,7 +17,7 @@ from precsim.engine.context import Observer, using
 from precsim.engine.delayed import AmaxHistory, Delays
 from precsim.engine.dispatch import Event
 from precsim.engine.policy import Policy
-from precsim.engine.precision import Precision
+from precsim.engine.precision import FOLLOWING, Precision
 from precsim.engine.rule import PHASES, Rule
 from precsim.formats.registry import element_of, format
 from precsim.nn.gpt import GPT, GPTConfig
@@ -184,16 +184,22 @@ def relative_error(measured: Values, truth: Values) -> float:
 
 def unit(policy: Policy) -> float:
     """Return the unit roundoff in which a policy's errors are told: its coarsest named format's."""
-    return max(_units(policy), default=2.0**-24)
+    return max(_units(policy).values(), default=2.0**-24)
 
 
 def finest_unit(policy: Policy) -> float:
     """Return the unit roundoff of the finest format in which a policy computes."""
-    return min(_units(policy), default=2.0**-24)
+    return min(_units(policy).values(), default=2.0**-24)
 
 
-def _units(policy: Policy) -> list[float]:
+def coarsest(policy: Policy) -> str:
+    """Return the name of the coarsest format that a policy names for what it computes."""
+    units = _units(policy)
+    return max(units, key=units.__getitem__, default="fp32")
+
+
+def _units(policy: Policy) -> dict[str, float]:
     precisions = [policy.activations, policy.gradients]
     precisions += [p for rule in policy.rules for p in rule.precisions]
-    names = {p.format for p in precisions} - {"widest", "none"}
-    return [element_of(format(name)).u for name in names]
+    names = dict.fromkeys(p.format for p in precisions if p.format not in FOLLOWING)
+    return {name: element_of(format(name)).u for name in names}

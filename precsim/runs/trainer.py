@@ -99,7 +99,7 @@ class Trainer:
         lr = peak
         if config.schedule == "cosine":
             lr = optim.learning_rate(step, config.steps, peak, config.warmup, floor=0.1)
-        loss, gradients = self._gradients(step)
+        loss, gradients = self.scaled_gradients(step)
         scale = self.scaler.scale
         gradients, finite = scaling.unscale(self.scaler, gradients, config.micro_batches)
         norm = optim.norm(gradients)
@@ -111,7 +111,7 @@ class Trainer:
         self.scaler = self.scaler.adjust(finite)
         return StepResult(loss, lr, scale, skipped, norm)
 
-    def _gradients(self, step: int) -> tuple[float, Tensors]:
+    def scaled_gradients(self, step: int) -> tuple[float, Tensors]:
         """Return the unscaled loss and the scaled gradients of all micro-batches of a step."""
         config = self.config
         losses = []

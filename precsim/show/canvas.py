@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import log2
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 RC: Any = {
     "axes.axisbelow": True,
@@ -36,6 +39,23 @@ QUIET, LIGHT = "#555555", "#e6e6e6"
 
 Data = Mapping[str, Any]
 """What a figure is drawn from, as JSON holds it."""
+
+
+def new_axes(height: float) -> Axes:
+    """Return empty axes on a figure of their own, `WIDTH` by `height` inches."""
+    return Figure(figsize=(WIDTH, height), layout="constrained").add_subplot()
+
+
+def power_scale(axes: Axes) -> None:
+    """Give axes that have been drawn on a vertical axis of powers of two, two octaves at least."""
+    axes.set_yscale("log", base=2)
+    low, high = (log2(end) for end in axes.get_ylim())
+    room = max(0.0, 2.2 - (high - low)) / 2
+    axes.set_ylim(2 ** (low - room), 2 ** (high + room))
+    axes.yaxis.set_major_locator(LogLocator(2, numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"$2^{{{log2(y):.0f}}}$"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
 
 METADATA: Mapping[str, dict[str, Any]] = {
     ".png": {"Software": None},

@@ -28,7 +28,7 @@ from precsim.formats.registry import AnyFormat, element_of
 from precsim.formats.registry import format as resolve
 from precsim.proofs.tables import places, table
 from precsim.show import plot
-from precsim.show.canvas import LIGHT, QUIET, RC, WIDTH, Data
+from precsim.show.canvas import LIGHT, QUIET, RC, WIDTH, Data, new_axes
 from precsim.show.style import look
 
 INK = "#222222"
@@ -69,7 +69,7 @@ def number_line(
     """
     last = until or 1.16 * max(row["max"] for row in rows)
     with rc_context(RC):
-        axes = axes or _new(1.2 + 1.05 * len(rows))
+        axes = axes or new_axes(1.2 + 1.05 * len(rows))
         for y, row in enumerate(rows):
             _draw_row(axes, y, row, last)
         axes.set(xlim=(-0.015 * last, last), ylim=(len(rows) - 0.4, -0.6))
@@ -172,7 +172,7 @@ def staircase(
     low, high = _limits(low, high, facts)
     hue = look(name).hue
     with rc_context(RC):
-        axes = axes or _new(5.0)
+        axes = axes or new_axes(5.0)
         axes.plot([low, high], [low, high], color="#9a9a9a", linewidth=1.2, zorder=1)
         x, y = _corners(at, values, low, high)
         axes.plot(x, y, color=hue, linewidth=2.3)
@@ -207,7 +207,7 @@ def sawtooth(
     low, high = _limits(low, high, facts)
     hue = look(name).hue
     with rc_context(RC):
-        axes = axes or _new(3.0)
+        axes = axes or new_axes(3.0)
         x, y = _corners(at, values, low, high)
         teeth = [_tooth(a, b, v) for a, b, v in zip(x[::2], x[1::2], y[::2], strict=True)]
         points, errors = (np.concatenate(part) for part in zip(*teeth, strict=True))
@@ -339,7 +339,7 @@ def error_by_magnitude(
     binade until numbers are lost altogether; on the right a curve ends where numbers overflow.
     """
     with rc_context(RC):
-        axes = axes or _new(4.8)
+        axes = axes or new_axes(4.8)
         for curve in curves:
             style = look(curve["name"])
             worst = np.array([np.nan if w is None or w == 0 else w for w in curve["worst"]])
@@ -370,10 +370,6 @@ def error_by_magnitude(
 
 def _percent(part: float) -> str:
     return f"{100 * part:.3g} %"
-
-
-def _new(height: float) -> Axes:
-    return Figure(figsize=(WIDTH, height), layout="constrained").add_subplot()
 
 
 def _figure(draw: Callable[..., Axes]) -> Callable[..., Any]:

@@ -286,17 +286,19 @@ QUICK = ("formats", "num", "recipes", "info", "demo", "train")
 
 @cache
 def _load_other_verbs() -> None:
-<<<<<<< HEAD
-    from precsim import cli_analyse, cli_lesson, cli_scale, cli_scan, cli_verify, cli_views
-
-    cli_analyse.register(app)
-    cli_lesson.register(app)
-=======
-    from precsim import cli_analyse, cli_drift, cli_scale, cli_scan, cli_verify, cli_views
+    from precsim import (
+        cli_analyse,
+        cli_drift,
+        cli_lesson,
+        cli_scale,
+        cli_scan,
+        cli_verify,
+        cli_views,
+    )
 
     cli_analyse.register(app)
     cli_drift.register(app)
->>>>>>> 7c395f5 (precsim drift: a run beside its float64 twin and a control, so that chaos is not taken for rounding)
+    cli_lesson.register(app)
     cli_scale.register(app)
     cli_scan.register(app)
     cli_verify.register(app)

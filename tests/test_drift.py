@@ -180,6 +180,16 @@ def test_a_schedule_changes_the_run_and_not_its_twin(folder):
     assert found.format == "e4m3"
 
 
+def test_looking_at_a_gradient_leaves_delayed_factors_as_the_run_had_them(folder):
+    config = CONFIG.change(steps=6, **ps.recipe("te_delayed").settings())
+    run = ps.train(config, out=folder / "delayed")
+    found = drifts(run, every=2)
+    assert [p.loss for p in found.points] == [run.records[p.step].loss for p in found.points]
+    moment = moment_at(run, 4)
+    expected = relative_error(moment.gradients(), moment.reference())
+    assert found.points[2].gradient.rho == pytest.approx(expected, rel=1e-2)
+
+
 @pytest.fixture
 def call(capsys, monkeypatch):
     def run(*args, columns=80):

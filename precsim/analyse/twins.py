@@ -20,6 +20,7 @@ from precsim.analyse.drift import Drift, Split, compare, distance, norm, perturb
 from precsim.analyse.moment import REFERENCE, Values, coarsest, unit
 from precsim.backend import array_module
 from precsim.engine.context import using
+from precsim.engine.delayed import Delays
 from precsim.engine.policy import Policy
 from precsim.engine.tensor import Tensor
 from precsim.formats.registry import format
@@ -268,8 +269,11 @@ def _step(trainer: Trainer, step: int, *observers: Counters) -> StepResult:
 
 def _gradients(trainer: Trainer, step: int) -> Values:
     """Return the gradients of a step that is about to be taken: in float64, unscaled."""
-    with surroundings(trainer.config), using(trainer.policy, step=step):
-        _, gradients = trainer.scaled_gradients(step)
+    delays, trainer.delays = trainer.delays, Delays(trainer.delays.histories)  # seen again then
+    with surroundings(trainer.config):
+        with using(trainer.policy, step=step, delays=trainer.delays):
+            _, gradients = trainer.scaled_gradients(step)
+    trainer.delays = delays
     factor = trainer.config.micro_batches / trainer.scaler.scale
     return {n: np.asarray(g.numpy(), np.float64) * factor for n, g in gradients.items()}
 

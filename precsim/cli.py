@@ -306,14 +306,14 @@ def _load_other_verbs() -> None:
 
 
 def _facts() -> dict[str, Any]:
-    from precsim.backend import get_backend
+    from precsim.backend import compiled, get_backend
     from precsim.demo import cores
 
     try:
         device = str(get_backend("cupy").__version__)
     except BackendError as error:
         device = f"not usable: {error}"
-    return fingerprint() | {"cores": cores(), "cupy": device}
+    return fingerprint() | {"cores": cores(), "cupy": device, "rounding": compiled.state()}
 
 
 def main(args: list[str] | None = None) -> None:

@@ -99,13 +99,16 @@ def test_no_import_runs_in_a_circle():
         visit(name, [])
 
 
-def test_only_one_file_imports_cupy():
+@pytest.mark.parametrize(
+    ("libraries", "file"), [(("cupy", "cupyx"), "cupy"), (("numba", "llvmlite"), "fused")]
+)
+def test_only_one_file_imports_what_is_optional(libraries, file):
     importers = {
         name
         for name, path in FILES.items()
-        if any(i.partition(".")[0] in ("cupy", "cupyx") for i in imports(name, path))
+        if any(i.partition(".")[0] in libraries for i in imports(name, path))
     }
-    assert importers == {"precsim.backend.cupy"}
+    assert importers == {f"precsim.backend.{file}"}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +122,7 @@ def test_no_file_is_too_long_to_read(path):
 
 
 def test_importing_precsim_loads_nothing_heavy():
-    heavy = ("matplotlib", "typer", "rich", "hypothesis", "cupy", "jinja2", "plotly")
+    heavy = ("matplotlib", "typer", "rich", "hypothesis", "cupy", "jinja2", "numba", "plotly")
     code = f"import sys, precsim; print(*[m for m in {heavy} if m in sys.modules])"
     command = [sys.executable, "-c", code]
     run = subprocess.run(command, capture_output=True, text=True, check=True)

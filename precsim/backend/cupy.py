@@ -59,14 +59,15 @@ def load() -> ModuleType:
 
 def round_into(
     x: Array, out: Array, fmt: Format, rounding: Mode, overflow: Overflow, words: Array | None
-) -> None:
-    """Round x into `out` as `precsim.formats.kernels.round_into` does, in one pass."""
+) -> bool:
+    """Round x into `out` as `precsim.formats.kernels.round_into` does, in one pass; True."""
     kernel = _kernel(
         "precsim_round_all", f"T x, uint32 word, {_PARAMETERS}", "T y",
         f"y = precsim_round(x, word, {one_pass.ARGUMENTS})", one_pass.ROUND,
     )  # fmt: skip
     word = np.uint32(0) if words is None else words.reshape(-1)
     kernel(x.reshape(-1), word, *one_pass.rule(fmt, rounding, overflow), out.reshape(-1))
+    return True
 
 
 def philox(xp: Any, first: int, blocks: int, key: tuple[int, int]) -> Array:

@@ -29,8 +29,9 @@ from precsim.formats.modes import Mode, Overflow, Rounding, Stochastic, Variant,
 from precsim.formats.scratch import BLOCK_BYTES, scratch
 from precsim.formats.stochastic import goes_up
 
-ONE_PASS: dict[str, Callable[[Array, Array, Format, Mode, Overflow, Array | None], None]] = {}
-"""What rounds the arrays of a module, by its name, in one pass; a backend registers it."""
+ONE_PASS: dict[str, Callable[[Array, Array, Format, Mode, Overflow, Array | None], bool]] = {}
+"""What rounds the arrays of a module, by its name, in one pass, or says that it has not; a backend
+registers it."""
 
 _MINDFUL = (Rounding.UP, Rounding.DOWN, Rounding.TO_ODD, Stochastic(Variant.EQUAL))
 """Modes that may move a value up however close to its lower neighbour it lies."""
@@ -53,13 +54,13 @@ def round_into(
     The rules are `quantize`'s; this is the seam that the engine calls with everything resolved.
     Raises `ValueError` where x's dtype cannot carry the format.
     """
-    plan = _plan(x.dtype, fmt)
+    plan = plan_for(x.dtype, fmt)
     if plan.holds_carrier and overflow is Overflow.IEEE:
         if out is not x:
             out[...] = x
         return
-    if one_pass := ONE_PASS.get(array_module(x).__name__):
-        one_pass(x, out, fmt, rounding, overflow, words)
+    one_pass = ONE_PASS.get(array_module(x).__name__)
+    if one_pass is not None and one_pass(x, out, fmt, rounding, overflow, words):
         return
     flat_x, flat_out = x.reshape(-1), out.reshape(-1)
     flat_words = None if words is None else words.reshape(-1)
@@ -98,7 +99,8 @@ class Plan:
 
 
 @lru_cache(maxsize=1024)
-def _plan(dtype: np.dtype[Any], fmt: Format) -> Plan:
+def plan_for(dtype: np.dtype[Any], fmt: Format) -> Plan:
+    """Return the plan; raises `ValueError` where the dtype cannot carry the format."""
     carrier, value = np.finfo(dtype), dtype.type
     uint: Any = np.uint32 if dtype == np.float32 else np.uint64
     all_bits, magnitude = int(np.iinfo(uint).max), int(np.iinfo(uint).max) >> 1
@@ -110,7 +112,7 @@ def _plan(dtype: np.dtype[Any], fmt: Format) -> Plan:
             fmt=fmt,
             kernel=kernel,
             block=BLOCK_BYTES // dtype.itemsize,
-            holds_carrier=shift == 0 and kernel is _round_by_bits and fmt.subnormals,
+            holds_carrier=shift == 0 and kernel is round_by_bits and fmt.subnormals,
             uint=uint,
             exponent_mask=uint(magnitude >> carrier.nmant << carrier.nmant),
             magnitude_mask=uint(magnitude),
@@ -139,17 +141,17 @@ def _choose(dtype: np.dtype[Any], fmt: Format) -> Callable[..., None]:
         msg = f"{dtype} cannot carry {fmt.name}: expected float64 input"
         raise ValueError(msg)
     if shift > 0 and fmt.man_bits == 23 and fmt.emin == -126 and fmt.emax == 127 and fmt.has_inf:
-        return _round_by_converting
+        return round_by_converting
     same_exponents = fmt.emin == tiny and fmt.emax == carrier.maxexp - 1
     if same_exponents and fmt.specials is Specials.IEEE:
-        return _round_by_bits
+        return round_by_bits
     largest_step = max(fmt.emin, fmt.emax) - fmt.man_bits
     if tiny <= fmt.emin - fmt.man_bits and largest_step <= -tiny:  # steps and reciprocals, normal
-        return _round_in_steps
-    return _round_in_float64
+        return round_in_steps
+    return round_in_float64
 
 
-def _round_in_steps(
+def round_in_steps(
     x: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> None:
     """Round multiples of the spacing to whole numbers (module docstring)."""
@@ -171,14 +173,14 @@ def _round_in_steps(
         lost = (multiple == 0) & (x != 0)
         xp.copyto(multiple, 0.25 if unsigned else xp.copysign(0.25, x), where=lost)
     _round_to_whole(multiple, plan, rounding, words)
-    if high or not _plain(plan.fmt):
+    if high or not is_plain(plan.fmt):
         multiple *= step
         _finish(x, multiple, out, plan, rounding, overflow, high=high)
     else:
         xp.multiply(multiple, step, out=out)
 
 
-def _plain(fmt: Format) -> bool:
+def is_plain(fmt: Format) -> bool:
     """Whether a rounded value that is not too large needs nothing else to be in the format."""
     return fmt.has_negative_zero and (fmt.subnormals or not fmt.has_zero)
 
@@ -212,16 +214,16 @@ def _round_to_whole(z: Array, plan: Plan, rounding: Mode, words: Array | None) -
         z += rest
 
 
-def _round_by_converting(
+def round_by_converting(
     x: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> None:
     """Round float64 to fp32 by the processor's own conversion, which rounds to nearest even."""
     if rounding is not Rounding.NEAREST:
-        _round_in_steps(x, out, plan, rounding, overflow, words)
+        round_in_steps(x, out, plan, rounding, overflow, words)
         return
     narrow = scratch("narrow", x, np.float32)
     narrow[...] = x
-    if overflow is Overflow.IEEE and _plain(plan.fmt):
+    if overflow is Overflow.IEEE and is_plain(plan.fmt):
         out[...] = narrow
     else:
         rounded = scratch("multiple", x)
@@ -229,7 +231,7 @@ def _round_by_converting(
         _finish(x, rounded, out, plan, rounding, overflow)
 
 
-def _round_by_bits(
+def round_by_bits(
     x: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> None:
     """Round by integer arithmetic on the bits: formats with all the exponents of the carrier.
@@ -258,26 +260,26 @@ def _round_by_bits(
         xp.add(source, noise, out=bits)
         bits &= plan.keep_mask
     elif x.dtype == np.float32:
-        _round_in_float64(x, out, plan, rounding, overflow, words)
+        round_in_float64(x, out, plan, rounding, overflow, words)
         return
     else:
         _climb(x, rounded, plan, rounding, words)
     if xp.isnan(x.max()):  # a carry out of a NaN's fraction would make it a number
-        xp.copyto(rounded, x, where=xp.isnan(x))
+        xp.copyto(rounded, x + x, where=xp.isnan(x))  # the sum is a quiet one
     # The carry makes infinities of itself, and truncation none.
     stops = overflow is Overflow.SATURATE or rounding in _MINDFUL
-    if stops or not _plain(plan.fmt):
+    if stops or not is_plain(plan.fmt):
         _finish(x, rounded, out, plan, rounding, overflow, high=stops)
     else:
         out[...] = rounded
 
 
-def _round_in_float64(
+def round_in_float64(
     x: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> None:
     """Round a float32 block in float64, of which its values and the format's are a subset."""
     half = max(plan.block // 2, 1) if array_module(x) is np else max(x.size, 1)
-    plan = _plan(np.dtype(np.float64), plan.fmt)
+    plan = plan_for(np.dtype(np.float64), plan.fmt)
     for start in range(0, x.size, half):
         part = slice(start, start + half)
         wide = scratch("wide", x[part], np.float64)

@@ -1,0 +1,103 @@
+"""Which kernels round NumPy's arrays: NumPy's own, or the compiled ones where Numba is installed.
+
+The bits are the same, so that it is a matter of speed alone.  Importing Numba and compiling take a
+second or two; so this waits until a process has rounded so much that they pay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+
+from precsim.backend.cupy import BackendError
+from precsim.formats import kernels
+from precsim.formats.arrays import Array
+from precsim.formats.format import Format
+from precsim.formats.modes import Choice, Mode, Overflow
+
+ENOUGH = 1 << 27
+"""Elements that a process rounds with NumPy before it looks for something faster."""
+LARGE = 1 << 12
+"""Elements of the smallest array for which calling a compiled kernel pays."""
+
+
+class Tier(Choice):
+    """What rounds NumPy's arrays."""
+
+    AUTO = "auto"
+    """Compiled kernels, if Numba is installed, after `ENOUGH` elements; else NumPy."""
+    NUMPY = "numpy"
+    """NumPy."""
+    NUMBA = "numba"
+    """Compiled kernels from the first element on."""
+
+
+_tier: ContextVar[Tier] = ContextVar("tier", default=Tier.AUTO)
+_rounded = 0
+
+
+@contextmanager
+def tier(name: str | Tier) -> Iterator[None]:
+    """Within the block, round NumPy's arrays by this `Tier`; no bit depends on it.
+
+    Raises `ValueError` for an unknown name, and `BackendError` for "numba" where it is missing.
+    """
+    wanted = Tier(name)
+    if wanted is Tier.NUMBA and _fused() is None:
+        msg = (
+            "compiled kernels need Numba, which does not import here: try "
+            "`pip install 'precsim[fast]'`, or stay on NumPy's kernels"
+        )
+        raise BackendError(msg)
+    token = _tier.set(wanted)
+    try:
+        yield
+    finally:
+        _tier.reset(token)
+
+
+def state() -> str:
+    """Say what rounds NumPy's arrays here, and what else could."""
+    if _tier.get() is Tier.NUMPY:
+        return "NumPy"
+    try:
+        numba = version("numba")
+    except PackageNotFoundError:
+        return "NumPy; faster with `pip install 'precsim[fast]'`"
+    if _tier.get() is Tier.NUMBA:
+        return f"compiled, Numba {numba}"
+    return f"NumPy, then compiled: Numba {numba}, after the first {ENOUGH:,} elements"
+
+
+def round_into(
+    x: Array, out: Array, fmt: Format, rounding: Mode, overflow: Overflow, words: Array | None
+) -> bool:
+    """Round as `precsim.formats.kernels.round_into` does, in one pass; False: it is not done."""
+    global _rounded
+    wanted = _tier.get()
+    if wanted is not Tier.NUMBA:
+        if wanted is Tier.NUMPY or x.size < LARGE:
+            return False
+        if _rounded < ENOUGH:
+            _rounded += x.size
+            return False
+    fused = _fused()
+    done = fused is not None and fused.round_into(x, out, fmt, rounding, overflow, words)
+    return bool(done)
+
+
+@cache
+def _fused() -> ModuleType | None:
+    """Return the module of compiled kernels, which imports Numba; None where that is missing."""
+    try:
+        from precsim.backend import fused
+    except ImportError:
+        return None
+    return fused
+
+
+kernels.ONE_PASS["numpy"] = round_into

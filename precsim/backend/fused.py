@@ -1,0 +1,307 @@
+"""Rounding in one pass, compiled by Numba: the kernels of `precsim.formats.kernels` for one element.
+
+A loop over elements that a compiler turns into vector instructions reads and writes memory once,
+where NumPy goes over a block a dozen times.  There is one kernel, whatever the format: its numbers
+are arguments (`Numbers`).  The rounding mode and two other things that a loop should not ask for
+every element are constants of its closure, for each combination of which it is compiled once and
+kept on the disk.
+
+The one file that imports Numba; `precsim.backend.compiled` imports it when there is much to round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
+
+from precsim.backend import one_pass
+from precsim.formats import kernels
+from precsim.formats.arrays import Array
+from precsim.formats.format import Format
+from precsim.formats.modes import Mode, Overflow, Rounding
+
+NEAREST, AWAY, TOWARD_ZERO, UP, DOWN, TO_ODD, EXACT, A, B, C, EQUAL = range(11)
+"""Rounding modes by their number in `one_pass.Rule`."""
+STEPS, BITS, WIDE = range(3)
+"""How an element is rounded: in its own carrier, by integers, in float64."""
+
+
+_intrinsic: Any = intrinsic
+_inlined: Any = numba.njit(inline="always")
+_compiled: Any = numba.njit(nogil=True, cache=True)
+
+
+class Numbers(NamedTuple):
+    """A format, an overflow rule and a carrier; floats and unsigned integers are the carrier's."""
+
+    magnitude: Any  # mask of all bits but the sign
+    exponent: Any  # mask of the exponent field, and the bits of infinity
+    mirror: Any
+    low: Any  # the bits of 2^emin
+    high: Any  # the bits of 2^emax
+    fraction: Any  # man_bits in the place of an exponent
+    below_half: Any
+    half: Any
+    one: Any
+    quarter: Any
+    largest: Any
+    positive: Any  # what becomes of a finite overflow
+    negative: Any
+    infinite: Any  # and of an infinity
+    flush_below: Any
+    least: Any
+    shift: Any
+    keep: Any
+    quiet: Any  # the bit that a quiet NaN has
+    cells: float  # 2^n, for stochastic rounding with n bits
+    unused: Any  # bits of a word beyond those n
+    signed: bool
+    negative_zero: bool
+    has_nan: bool
+
+
+def numbers(dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflow) -> Numbers:
+    """Return the numbers of a format in a carrier that can round it by steps or by bits."""
+    plan, rule = kernels.plan_for(dtype, fmt), one_pass.rule(fmt, rounding, overflow)
+    value, nmant = dtype.type, np.finfo(dtype).nmant
+    saturate = overflow is Overflow.SATURATE
+    beyond = plan.largest if saturate else value("inf" if fmt.has_inf else "nan")
+    inward = rounding in (Rounding.TOWARD_ZERO, Rounding.TO_ODD)
+    return Numbers(
+        magnitude=plan.magnitude_mask,
+        exponent=plan.exponent_mask,
+        mirror=plan.mirror,
+        low=plan.lowest.view(plan.uint),
+        high=plan.highest.view(plan.uint),
+        fraction=plan.uint(fmt.man_bits << nmant),
+        below_half=plan.below_half,
+        half=value(0.5),
+        one=value(1),
+        quarter=value(0.25),
+        largest=plan.largest,
+        positive=plan.largest if inward or rounding is Rounding.DOWN else beyond,
+        negative=plan.largest if inward or rounding is Rounding.UP else beyond,
+        infinite=beyond,
+        flush_below=plan.flush_below,
+        least=value(fmt.min if not fmt.signed else 0),
+        shift=plan.shift,
+        keep=plan.keep_mask,
+        quiet=plan.uint(1 << int(plan.quiet)),
+        cells=2.0**rule.bits,
+        unused=np.uint32(32 - rule.bits),
+        signed=fmt.signed,
+        negative_zero=fmt.has_negative_zero,
+        has_nan=fmt.has_nan,
+    )
+
+
+@_intrinsic
+def _as_float(typing: Any, bits: Any) -> Any:
+    """Read bits as a float of the same width."""
+    to = types.float32 if bits == types.uint32 else types.float64
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(to))
+
+    return to(bits), code
+
+
+@_intrinsic
+def _as_bits(typing: Any, x: Any) -> Any:
+    """Read a float's bits as an unsigned integer."""
+    to = types.uint32 if x == types.float32 else types.uint64
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(to))
+
+    return to(x), code
+
+
+@_intrinsic
+def _like(typing: Any, value: Any, other: Any) -> Any:
+    """Convert a number to the type of another: integer arithmetic makes all integers 64 bits wide."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.cast(builder, arguments[0], value, other)
+
+    return other(value, other), code
+
+
+@_inlined
+def _goes_up(rest: Any, word: Any, c: Any, mode: Any) -> Any:
+    """Whether a word takes a magnitude at this distance up (`precsim.formats.stochastic`)."""
+    share, t = np.float64(rest), np.float64(np.uint32(word >> c.unused))
+    if mode == EXACT:
+        up = (np.float64(word) + 0.5) * 2.0**-32 < share
+    elif mode == A:
+        up = t + 1.0 <= share * c.cells
+    elif mode == B:
+        up = t + 0.5 <= share * c.cells
+    elif mode == C:
+        up = t < np.rint(share * c.cells)
+    else:
+        up = (word < np.uint32(1 << 31)) & (share > 0.0)
+    return up
+
+
+@_inlined
+def _whole(z: Any, negative: Any, word: Any, c: Any, mode: Any) -> Any:
+    """Round the magnitude z to a whole number."""
+    q = np.floor(z)
+    if mode == NEAREST:
+        q = np.rint(z)
+    elif mode == AWAY:
+        q = np.floor(z + c.below_half)
+    elif mode == UP:
+        q = q if negative else np.ceil(z)
+    elif mode == DOWN:
+        q = np.ceil(z) if negative else q
+    elif mode == TO_ODD:
+        twice = np.floor(z * c.half)
+        odd = twice + twice + c.one
+        q = q if q == z else odd
+    elif mode != TOWARD_ZERO:
+        above = q + c.one
+        q = above if _goes_up(z - q, word, c, mode) else q
+    return q
+
+
+@_inlined
+def _by_steps(bits: Any, word: Any, c: Any, mode: Any, plain: Any) -> Any:
+    """Round the multiple of the spacing to a whole number; the value is given and made as bits."""
+    magnitude = _like(bits & c.magnitude, bits)
+    sign = bits ^ magnitude
+    field = _like(magnitude & c.exponent, bits)
+    field = max(field, c.low)
+    field = min(field, c.high)
+    field = _like(field - c.fraction, bits)
+    z = _as_float(magnitude) * _as_float(_like(c.mirror - field, bits))
+    if mode in (UP, DOWN, TO_ODD, EQUAL):  # even if too small for the carrier, it is not zero
+        z = c.quarter if z == 0 and magnitude != 0 else z
+    result = _whole(z, sign != 0, word, c, mode) * _as_float(field)
+    over = c.negative if sign != 0 else c.positive
+    over = c.infinite if magnitude == c.exponent else over
+    result = over if result > c.largest else result
+    if not plain:
+        result = _like(0.0, result) if result < c.flush_below else result
+        nowhere = np.isnan(result) and not c.has_nan
+        result = _like(0.0, result) if nowhere else result
+        zero = nowhere or (result == 0 and not c.negative_zero)
+        below = not c.signed and sign != 0 and magnitude != 0 and magnitude <= c.exponent
+        result = max(result, c.least)
+        result = _like(np.nan, result) if below and c.has_nan else result
+        result = _like(0.0, result) if below and not c.has_nan else result
+        sign = _like(0, bits) if zero or below else _like(sign, bits)
+    return _like(_as_bits(result) | sign, bits)
+
+
+@_inlined
+def _by_bits(bits: Any, word: Any, c: Any, mode: Any, plain: Any) -> Any:
+    """Round by a carry out of the bits that the format has not; float32, and all its exponents."""
+    magnitude = bits & c.magnitude
+    sign = bits ^ magnitude
+    last = magnitude >> c.shift & np.uint64(1)
+    dropped = np.uint64(1) << c.shift
+    added = np.uint64(0)
+    if mode == NEAREST:
+        added = (dropped >> np.uint64(1)) - np.uint64(1) + last
+    elif mode == AWAY:
+        added = dropped >> np.uint64(1)
+    elif mode == UP:
+        added = np.uint64(0) if sign != 0 else dropped - np.uint64(1)
+    elif mode == DOWN:
+        added = dropped - np.uint64(1) if sign != 0 else np.uint64(0)
+    elif mode == TO_ODD:
+        added = np.uint64(0) if last != 0 else dropped - np.uint64(1)
+    elif mode == EXACT:
+        added = np.uint64(np.uint32(~word)) >> (np.uint64(32) - c.shift)
+    rounded = magnitude + added & c.keep
+    result = _as_float(_like(rounded, bits))
+    over = c.negative if sign != 0 else c.positive
+    over = c.infinite if magnitude == c.exponent else over
+    result = over if result > c.largest or rounded > c.exponent else result
+    if not plain:
+        result = _like(0.0, result) if result < c.flush_below else result
+    done = _as_bits(result) | sign
+    return _like(bits | c.quiet if magnitude > c.exponent else done, bits)
+
+
+@_inlined
+def _in_float64(bits: Any, word: Any, c: Any, mode: Any, plain: Any) -> Any:
+    """Round a float32 in float64."""
+    wide = _as_bits(np.float64(_as_float(bits)))
+    return _as_bits(np.float32(_as_float(_by_steps(wide, word, c, mode, plain))))
+
+
+def round_into(
+    x: Array, out: Array, fmt: Format, rounding: Mode, overflow: Overflow, words: Array | None
+) -> bool:
+    """Round contiguous x into contiguous `out` (which may be x, but not overlap it otherwise).
+
+    False where there is no kernel for it: formats with all exponents of float64, and no bit to drop.
+    """
+    found = _choose(x.dtype, fmt, rounding, overflow)
+    if found is None:
+        return False
+    uint, kernels, c = found
+    in_place = out is x or x.__array_interface__["data"] == out.__array_interface__["data"]
+    drawn = _NO_WORDS if words is None else words.reshape(-1)
+    kernels[in_place](x.reshape(-1).view(uint), out.reshape(-1).view(uint), drawn, c)
+    return True
+
+
+_NO_WORDS = np.empty(0, np.uint32)
+
+
+@lru_cache(maxsize=1024)
+def _choose(
+    dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflow
+) -> tuple[Any, tuple[Callable[..., None], Callable[..., None]], Numbers] | None:
+    """Return the type of the bits, the kernels (out of place, in place), and their numbers."""
+    plan, mode = kernels.plan_for(dtype, fmt), one_pass.rule(fmt, rounding, overflow).mode
+    carrier, how = dtype, STEPS
+    if plan.kernel is kernels.round_by_bits:
+        if dtype == np.float64 or plan.shift == 0:
+            return None
+        how = BITS if mode <= EXACT else WIDE
+    elif plan.kernel is kernels.round_in_float64:
+        how = WIDE
+    if how == WIDE:
+        carrier = np.dtype(np.float64)
+    plain = fmt.has_nan and kernels.is_plain(fmt)
+    pair = (
+        kernel(how, mode, plain=plain, in_place=False),
+        kernel(how, mode, plain=plain, in_place=True),
+    )
+    return plan.uint, pair, numbers(carrier, fmt, rounding, overflow)
+
+
+@cache
+def kernel(how: int, mode: int, *, plain: bool, in_place: bool) -> Callable[..., None]:
+    """Return ``run(source, target, words, numbers)``; the arrays are bits, flat.
+
+    Where source and target are the same there is one array only (`in_place`), or the compiler would
+    have to fear that writing one element changes the next.  `plain`: the format has a sign and
+    everything that goes with it, and what is too large is all that is left to see to.
+    """
+    drawn = mode >= EXACT
+
+    @_compiled
+    def run(source: Any, target: Any, words: Any, c: Any) -> None:
+        for i in range(target.size):
+            bits = target[i] if in_place else source[i]
+            word = words[i] if drawn else np.uint32(0)
+            if how == STEPS:
+                target[i] = _by_steps(bits, word, c, mode, plain)
+            elif how == BITS:
+                target[i] = _by_bits(bits, word, c, mode, plain)
+            else:
+                target[i] = _in_float64(bits, word, c, mode, plain)
+
+    return run  # type: ignore[no-any-return]

@@ -1,0 +1,127 @@
+"""The compiled kernels: equal to the specification, and chosen only where they pay."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from precsim import testing
+from precsim.backend import BackendError, compiled, tier
+from precsim.formats.modes import Overflow, Rounding, stochastic
+from precsim.formats.modes import rounding_mode as mode
+from precsim.formats.quantize import quantize
+from precsim.formats.registry import format
+
+MODES = [*Rounding, *map(mode, ("stochastic_equal", "stochastic_a3", "stochastic_b8",
+                                "stochastic_c24"))]  # fmt: skip
+FORMATS = {
+    "steps, of either carrier": ("fp16", np.float32), "float64": ("e4m3", np.float64),
+    "bits": ("bf16", np.float32), "by way of float64": ("e8m5", np.float32),
+    "no sign, no zero": ("e8m0", np.float32), "no NaN": ("e2m1", np.float32),
+    "no -0": ("e5m2fnuz", np.float32), "no subnormals": ("bf16_ftz", np.float32),
+    "one exponent": ("int8", np.float64), "all the carrier has": ("fp32", np.float32),
+}  # fmt: skip
+
+
+@pytest.fixture
+def numba():
+    pytest.importorskip("numba")
+    with tier("numba"):
+        yield
+
+
+def inputs(fmt, dtype):
+    x = testing.specimens(fmt, dtype, per_binade=8)
+    words = np.random.default_rng(0).integers(0, 2**32, x.size, np.uint32)
+    words[::7], words[3::7] = 0, 2**32 - 1
+    return x, words
+
+
+@pytest.mark.parametrize("rounding", MODES, ids=str)
+@pytest.mark.parametrize(("fmt", "dtype"), FORMATS.values(), ids=FORMATS)
+def test_compiled_kernels_are_the_specification(numba, fmt, dtype, rounding):
+    x, words = inputs(fmt, dtype)
+    pick = slice(None, None, 1 + x.size // 2000)
+    x, words = x[pick], words[pick] if stochastic(rounding) else None
+    fmt = format(fmt)
+    fmt = fmt if not hasattr(fmt, "element") else fmt.element
+    for overflow in Overflow:
+
+        def run(v, overflow=overflow):
+            return quantize(v, fmt, rounding, overflow, random=words)
+
+        assert testing.check_rounding(run, fmt, rounding, overflow, x, words) > 100
+
+
+@pytest.mark.parametrize(("fmt", "dtype"), FORMATS.values(), ids=FORMATS)
+def test_in_place_is_the_same_and_so_is_numpy(numba, fmt, dtype):
+    x, _ = inputs(fmt, dtype)
+    fmt = format(fmt)
+    fmt = fmt if not hasattr(fmt, "element") else fmt.element
+    got = quantize(x, fmt)
+    place = x.copy()
+    quantize(place, fmt, out=place)
+    testing.assert_same(place, got, x)
+    with tier("numpy"):
+        testing.assert_same(quantize(x, fmt), got, x)
+
+
+def test_numpy_rounds_until_compiling_pays(monkeypatch):
+    asked = []
+    monkeypatch.setattr(compiled, "_fused", lambda: asked.append(1))
+    monkeypatch.setattr(compiled, "_rounded", compiled.ENOUGH - 5000)
+    x = np.ones(compiled.LARGE)
+    quantize(x, "e4m3")
+    assert not asked
+    quantize(x, "e4m3")
+    assert not asked
+    quantize(x[:-1], "e4m3")  # too small to be worth a call
+    assert not asked
+    quantize(x, "e4m3")
+    assert asked
+
+
+def test_numpy_can_be_had_for_good(monkeypatch):
+    monkeypatch.setattr(compiled, "_rounded", compiled.ENOUGH)
+    monkeypatch.setattr(compiled, "_fused", lambda: pytest.fail("asked for compiled kernels"))
+    with tier("numpy"):
+        assert compiled.state() == "NumPy"
+        quantize(np.ones(compiled.LARGE), "e4m3")
+
+
+def test_without_numba_nothing_is_missing(monkeypatch):
+    monkeypatch.setattr(compiled, "_rounded", compiled.ENOUGH)
+    monkeypatch.setattr(compiled, "_fused", lambda: None)
+    x = np.linspace(-500, 500, compiled.LARGE)
+    with tier("numpy"):
+        want = quantize(x, "e4m3")
+    testing.assert_same(quantize(x, "e4m3"), want, x)
+    with pytest.raises(BackendError, match=r"precsim\[fast\]"), tier("numba"):
+        pass
+
+
+def test_state_says_what_rounds(monkeypatch, numba):
+    assert compiled.state().startswith("compiled, Numba ")
+    with tier("auto"):
+        assert "then compiled" in compiled.state()
+
+        def missing(name):
+            raise compiled.PackageNotFoundError(name)
+
+        monkeypatch.setattr(compiled, "version", missing)
+        assert "precsim[fast]" in compiled.state()
+
+
+def test_a_wrong_name_is_told_the_right_ones():
+    with pytest.raises(ValueError, match="auto, numpy, numba"), tier("cuda"):
+        pass
+
+
+def test_rounding_a_little_does_not_import_numba():
+    code = (
+        "import sys, numpy, precsim; precsim.quantize(numpy.ones(10**6), 'e4m3'); "
+        "print('numba' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"

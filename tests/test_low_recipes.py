@@ -3,11 +3,11 @@
 import pytest
 
 import precsim as ps
-from precsim.recipes import deepseek, switchback, torchao, transformer_engine
+from precsim.recipes import deepseek, msamp, switchback, torchao, transformer_engine
 
 LOW = [
     recipe.name
-    for part in (torchao, transformer_engine, deepseek, switchback)
+    for part in (torchao, transformer_engine, deepseek, msamp, switchback)
     for recipe in part.RECIPES
 ]
 

@@ -142,3 +142,13 @@ def test_nvfp4_gradients_round_by_chance_to_a_neighbour_and_are_right_on_average
     deviation = np.sqrt(chance * (1 - chance) / len(drawn))
     assert np.abs(off[sure]).mean() < 1.2 * deviation[sure].mean()
     assert np.abs(off[sure].mean()) < 5 * deviation[sure].mean() / np.sqrt(sure.sum())
+
+
+def test_deepseek_hands_over_weight_gradients_in_fp32():
+    sizes = ps.GPTConfig(layers=1, heads=2, width=16, context=16, vocabulary=11)
+    with ps.using(ps.recipe("deepseek_v3").policy):
+        model = ps.GPT(sizes)
+        model.loss(np.arange(16)[None] % 11, np.arange(16)[None] % 11).backward()
+    assert {p.grad.format.name for p in model.parameters.values()} == {"fp32"}
+    gradient = model.parameters["blocks.0.fc1.weight"].grad.numpy()
+    assert not np.array_equal(gradient, by_hand.bf16(gradient))

@@ -30,8 +30,10 @@ RECIPES = (
         policy=linear_layers(
             _OPERANDS,
             _OPERANDS,
-            f"{_OPERANDS},output=fp32",
-            around=f"{BF16}optimizer_state=bf16 ",
+            _OPERANDS,
+            around=BF16.replace(
+                "weight_gradients=bf16", "weight_gradients=fp32 optimizer_state=bf16"
+            ),
         ),
         loss_scale="none",
         about="e4m3 everywhere, scales for 1 x 128 activations and gradients and 128 x 128 weights; "

@@ -10,6 +10,7 @@ from precsim.recipes import (
     basic,
     deepseek,
     keras,
+    msamp,
     seed,
     switchback,
     torch,
@@ -24,7 +25,7 @@ RECIPES: MappingProxyType[str, Recipe] = MappingProxyType(
         recipe.name: recipe
         for part in (
             basic, torch, apex, keras, weights,
-            torchao, transformer_engine, deepseek, switchback, seed,
+            torchao, transformer_engine, deepseek, msamp, switchback, seed,
         )
         for recipe in part.RECIPES
     }

@@ -49,6 +49,9 @@ class Trace:
     stored: dict[str, str]
 
 
+STORED = {"weights": ("",), "master_weights": ("",), "optimizer_state": (".m", ".v")}
+"""Role of a tensor that is kept -> what follows its parameter's name in its own."""
+
 PRODUCTS = {
     "activations": "forward",
     "gradients": "input gradient",
@@ -131,8 +134,14 @@ def trace(one: Recipe) -> Trace:
         casts,
         {product: ", ".join(found) for product, found in products.items()},
         {
-            role: "/".join(dict.fromkeys(str(one.policy.stored(role, n)) for n in model.parameters))
-            for role in ("weights", "master_weights", "optimizer_state")
+            role: "/".join(
+                dict.fromkeys(
+                    str(one.policy.stored(role, f"{name}{end}"))
+                    for end in ends
+                    for name in model.parameters
+                )
+            )
+            for role, ends in STORED.items()
         },
     )
 

@@ -16,6 +16,7 @@ from precsim.nn import optim, scaling
 from precsim.nn.gpt import GPT
 from precsim.nn.optim import Tensors
 from precsim.nn.optim8bit import AdamW8bit
+from precsim.nn.optim_msamp import AdamWMSAMP
 from precsim.observe.counters import Counters
 from precsim.runs import schedule as schedules
 from precsim.runs.config import TrainConfig
@@ -90,7 +91,9 @@ class Trainer:
                 weight.data, weight.format = taken.data, taken.format
             for slot, states in self.optimizer.state.items():
                 role = stored if slot == "kahan" else "optimizer_state"
-                self.optimizer.state[slot] = {n: rounded(x, role, n) for n, x in states.items()}
+                end = "" if slot == "kahan" else f".{slot}"
+                taken_over = {n: rounded(x, role, n + end) for n, x in states.items()}
+                self.optimizer.state[slot] = taken_over
 
     def _update(self, step: int) -> StepResult:
         """Scale, go backward, unscale and check, clip, step, adjust the scale: in this order."""
@@ -172,7 +175,7 @@ def make_optimizer(config: TrainConfig, parameters: Tensors) -> optim.Optimizer:
     lr, decay, kahan = config.lr, config.weight_decay, config.weights_update == "kahan"
     if config.optimizer == "sgd":
         return optim.SGD(parameters, lr, config.momentum, decay, kahan=kahan)
-    make = AdamW8bit if config.optimizer == "adamw8bit" else optim.AdamW
+    make = {"adamw8bit": AdamW8bit, "adamw_msamp": AdamWMSAMP}.get(config.optimizer, optim.AdamW)
     return make(parameters, lr, (config.beta1, config.beta2), config.eps, decay, kahan=kahan)
 
 

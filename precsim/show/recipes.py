@@ -68,7 +68,7 @@ def _short(precisions: str) -> str:
 
     def without(one: str) -> str:
         name, *words = one.split(":")
-        kept = [w for w in words if not is_scale_word(w) or Block.parse(w) is not None]
+        kept = [w for w in words if not is_scale_word(w) or Block.parse(w) or w == "delayed"]
         return ":".join([name, *kept])
 
     return "/".join(dict.fromkeys(map(without, precisions.split("/"))))

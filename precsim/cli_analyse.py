@@ -6,7 +6,8 @@ input.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from precsim.analyse.health import Health, complaint
 from precsim.analyse.moment import REFERENCE, Moment, Site
 from precsim.analyse.recorded import Op, moment_at, ops_of, walk
 from precsim.analyse.scales import outlooks
+from precsim.analyse.trials import Trials
 from precsim.cli_runs import consoles, fail, print_line
 from precsim.engine.policy import Policy
 from precsim.observe.counters import OpCounts, total
@@ -27,7 +29,7 @@ from precsim.observe.trace import matches
 from precsim.recipes import RECIPES, recipe
 from precsim.runs.config import ConfigError, TrainConfig, parse_assignments, read
 from precsim.runs.data import load
-from precsim.runs.files import RunError
+from precsim.runs.files import RunError, write_file
 from precsim.runs.lines import dump
 from precsim.runs.run import open_run
 from precsim.show import findings, steps
@@ -240,17 +242,41 @@ def search(
         float, typer.Option("--tol", metavar="X", help="Largest relative error of the gradient.")
     ],
     op: Glob = None,
+    to: Annotated[
+        str, typer.Option("--high", metavar="FORMAT", help="Format of the ops that are kept high.")
+    ] = "fp64",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE.toml", help="Write the config with it here."),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Try again what an earlier search has tried.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find the fewest ops to keep in fp64 so that a step's gradient is right to a tolerance.
+    """Find the fewest ops to keep high so that a step's gradient is right to a tolerance.
 
-    Prints the policy that does it, for train --set or fork --set.
+    Prints the policy that does it, for train --set or fork --set.  What was tried is kept beside
+    the run: after Ctrl-C the same command goes on, and another tolerance starts from it.
     """
-    moment = moment_at(open_run(folder), step)
-    try:
-        found = searching.search(moment, tolerance, _sites(moment, op))
-    except ValueError as error:
-        fail(str(error), 2)
+    run = open_run(folder)
+    moment = moment_at(run, step)
+    sites = _sites(moment, op)
+    _, err = consoles()
+    with _known(folder, moment, to, fresh=fresh) as known, err.status("") as status:
+        try:
+            found = searching.search(
+                moment, tolerance, sites, to=to, known=known,
+                on_trial=lambda n, high: status.update(f"trial {n}: {high} ops high"),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            fail("interrupted; the same command goes on from what has been tried", 130)
+        except ValueError as error:
+            fail(str(error), 2)
+    if output is not None and found.policy is not None:
+        changed = run.config.change(policy=str(found.policy)).to_dict()
+        write_file(output, "".join(f"{k} = {dump(v)}\n" for k, v in changed.items()).encode())
+        typer.echo(f"precsim: wrote {output}; try `precsim train {output}`", err=True)
     if as_json:
         keep, policy = [site.name for site in found.keep], str(found.policy or "")
         print_line(dump(asdict(found) | {"keep": keep, "policy": policy}))
@@ -259,6 +285,20 @@ def search(
             print_line(line)
     if found.reason and found.all_low > tolerance:
         fail(f"nothing found: {found.reason}", 1)
+
+
+@contextmanager
+def _known(folder: Path, moment: Moment, to: str, *, fresh: bool) -> Iterator[searching.Known]:
+    """Open what has been tried before; where it cannot be written, remember in memory only."""
+    try:
+        trials = Trials(folder, moment, to, fresh=fresh)
+    except RunError as error:
+        typer.echo(f"precsim: note: what is tried is not kept: {error}", err=True)
+        memory: dict[frozenset[str], float] = {}
+        yield memory
+        return
+    with trials:
+        yield trials
 
 
 def whatif(folder: Folder, step: Step, op: Glob = None, as_json: Json = False) -> None:

@@ -12,7 +12,8 @@ with every site high it must hold (else no set of these sites can help).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
 from precsim.analyse.moment import Moment, Site, promote, relative_error
 from precsim.engine.policy import Policy
@@ -36,13 +37,23 @@ class Found:
     reason: str = ""
 
 
+class Known(Protocol):
+    """Errors by the names of the sites that were high: a dict, or `precsim.analyse.trials.Trials`."""
+
+    def get(self, sites: frozenset[str], /) -> float | None:
+        """Return the error, or None where these have not been tried."""
+
+    def __setitem__(self, sites: frozenset[str], error: float, /) -> None: ...
+
+
 @dataclass
 class _Trials:
     """Evaluates sets of sites, remembering each answer."""
 
     moment: Moment
     tolerance: float
-    known: dict[frozenset[str], float] = field(default_factory=dict)
+    to: str
+    known: Known
     listener: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
@@ -51,13 +62,14 @@ class _Trials:
 
     def error(self, sites: list[Site]) -> float:
         key = frozenset(s.name for s in sites)
-        if key not in self.known:
+        if (error := self.known.get(key)) is None:
             self.ran += 1
-            promoted = promote(self.moment.policy, sites)
-            self.known[key] = relative_error(self.moment.gradients(promoted), self.truth)
+            promoted = promote(self.moment.policy, sites, self.to)
+            error = relative_error(self.moment.gradients(promoted), self.truth)
+            self.known[key] = error
             if self.listener is not None:
                 self.listener(self.ran, len(sites))
-        return self.known[key]
+        return error
 
     def passes(self, sites: list[Site]) -> bool:
         return self.error(sites) <= self.tolerance
@@ -68,25 +80,27 @@ def search(
     tolerance: float,
     sites: list[Site] | None = None,
     *,
-    known: dict[frozenset[str], float] | None = None,
+    to: str = "fp64",
+    known: Known | None = None,
     on_trial: Callable[[int, int], None] | None = None,
 ) -> Found:
-    """Return a 1-minimal set of sites to keep in fp64 so that the gradient's error <= tolerance.
+    """Return a 1-minimal set of sites to keep high so that the gradient's error <= tolerance.
 
-    `known` is a cache of earlier answers, updated in place: pass it again to resume.  `on_trial`
-    hears (evaluations so far, size of the set).  Raises `ValueError` for a tolerance that is not a
-    positive number.
+    `to` is the format of a site that is high.  `known` is a cache of earlier answers to the same
+    question, updated in place: pass it again to resume.  `on_trial` hears (evaluations so far, size
+    of the set).  Raises `ValueError` for a tolerance that is not a positive number, or an unknown
+    format.
     """
     if not 0 < tolerance < float("inf"):
         msg = f"search needs a tolerance > 0 for the gradient's relative error; got {tolerance}"
         raise ValueError(msg)
     candidates = list(sites or moment.sites())
-    cache: dict[frozenset[str], float] = {} if known is None else known
-    trials = _Trials(moment, tolerance, cache, on_trial)
+    cache: dict[frozenset[str], float] = {}
+    trials = _Trials(moment, tolerance, to, cache if known is None else known, on_trial)
     low, high = trials.error([]), trials.error(candidates)
 
     def outcome(keep: list[Site], reason: str = "") -> Found:
-        policy = promote(moment.policy, keep) if not reason else None
+        policy = promote(moment.policy, keep, to) if not reason else None
         error = trials.error(keep)
         return Found(tuple(keep), error, tolerance, low, high, trials.ran, policy, reason)
 

@@ -270,9 +270,8 @@ def _step(trainer: Trainer, step: int, *observers: Counters) -> StepResult:
 def _gradients(trainer: Trainer, step: int) -> Values:
     """Return the gradients of a step that is about to be taken: in float64, unscaled."""
     delays, trainer.delays = trainer.delays, Delays(trainer.delays.histories)  # seen again then
-    with surroundings(trainer.config):
-        with using(trainer.policy, step=step, delays=trainer.delays):
-            _, gradients = trainer.scaled_gradients(step)
+    with surroundings(trainer.config), using(trainer.policy, step=step, delays=trainer.delays):
+        _, gradients = trainer.scaled_gradients(step)
     trainer.delays = delays
     factor = trainer.config.micro_batches / trainer.scaler.scale
     return {n: np.asarray(g.numpy(), np.float64) * factor for n, g in gradients.items()}

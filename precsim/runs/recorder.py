@@ -18,7 +18,7 @@ from precsim.runs.files import DiskFullError, RunError, remove
 from precsim.runs.interrupt import Interrupted, Interruption
 from precsim.runs.lock import NAME as LOCK
 from precsim.runs.results import Run, StepRecord
-from precsim.runs.store import FOLDERS, INDEX, MANIFEST, STEPS, Entry, Store, read_arrays
+from precsim.runs.store import FOLDERS, INDEX, MANIFEST, STEPS, TRIALS, Entry, Store, read_arrays
 from precsim.runs.trainer import Trainer
 
 THINNING = (10, 100, 1000, 10_000, 100_000)
@@ -37,7 +37,7 @@ def clear_folder(folder: Path, *, force: bool) -> None:
         what = "holds a run already" if run else f"is not empty (it has {min(found)})"
         msg = f"{folder} {what}: {hint}choose another directory, or say --force (force=True)"
         raise RunError(msg)
-    for path in [folder / name for name in (MANIFEST, STEPS, INDEX)]:
+    for path in [folder / name for name in (MANIFEST, STEPS, INDEX, TRIALS)]:
         remove(path)
     for name in FOLDERS:
         for path in (folder / name).glob("*"):

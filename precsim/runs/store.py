@@ -6,6 +6,7 @@
     ckpt/           000050.npz: everything that step 50 starts from
     ops/            000000-000049.npz: what each op of these steps did, in columns
     tensors/        000007.npz: whole results of the ops of step 7 that were asked for
+    search.jsonl    what `precsim search` has tried; nothing depends on it
     LOCK            who is writing now
 
 A checkpoint's line commits all that came before it.  A crash leaves at worst a file without a
@@ -37,6 +38,7 @@ from precsim.runs.lines import decode_lines, encode_line
 from precsim.runs.npz import Arrays
 
 MANIFEST, STEPS, INDEX = "manifest.json", "steps.jsonl", "index.jsonl"
+TRIALS = "search.jsonl"
 FOLDERS = ("ckpt", "ops", "tensors")
 LONGEST_FILE = 1 << 34
 

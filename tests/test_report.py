@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import tiny
+from tiny_runs import Stop, tiny
 
 import precsim as ps
 from precsim.analyse.drift import local
@@ -221,6 +221,48 @@ def test_the_reproduce_command_makes_the_same_config(folder, name):
     assert words[-2:] == ["-o", name]
     pairs = [value for flag, value in itertools.pairwise(words) if flag == "--set"]
     assert ps.TrainConfig().change(**parse_assignments(pairs)) == run.config
+
+
+def test_a_run_that_was_killed_and_one_that_goes_on(tmp_path):
+    def stop(record, rows):
+        if record.step == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        ps.train(tiny(steps=9), out=tmp_path / "killed", on_step=stop)
+    with (tmp_path / "killed" / "steps.jsonl").open("ab") as file:
+        file.write(b'{"step":4,"lo')
+    found = collect(ps.open(tmp_path / "killed"), "killed", rows=9999, points=9)
+    assert [columns["step"] for columns in found.player["steps"]] == [0, 1, 2, 3]
+    assert found.curves["step"] == [0, 1, 2, 3]
+    assert [point.step for point in found.drift] == [0, 2, 4]
+    pages = []
+
+    def look(record, rows):
+        if record.step == 5:
+            pages.append(Text(rendered(tmp_path, "live")).text)
+
+    ps.train(tiny(steps=9), out=tmp_path / "live", on_step=look)
+    assert "trained on zen for 5 steps" in pages[0]
+
+
+def test_a_run_without_a_step_is_refused(tmp_path):
+    def stop(record, rows):
+        raise Stop
+
+    with pytest.raises(Stop):
+        ps.train(tiny(), out=tmp_path, on_step=stop)
+    with pytest.raises(RunError, match="has no step yet"):
+        collect(ps.open(tmp_path), "none", rows=10, points=0)
+
+
+def test_a_change_of_policy_is_told(tmp_path):
+    schedule = "steps 4: fp32"
+    run = ps.train(tiny(steps=8, eval_every=2, precision_schedule=schedule), out=tmp_path / "run")
+    (change,) = run.changes
+    html = rendered(tmp_path, "run")
+    assert f"The policy changed at {change}" in Text(html).text
+    assert json.loads(embedded(html))["runs"][0]["changes"] == [change.step]
 
 
 def test_the_reproduce_command_of_a_fork_names_its_parent(folder, tmp_path):

@@ -28,7 +28,7 @@ from precsim.runs.files import RunError
 from precsim.runs.lines import dump
 from precsim.show.html import COLOURS, HEADINGS, cells, key, trouble
 from precsim.show.ranges import format_range
-from precsim.show.style import share
+from precsim.show.style import BLACK, share
 from precsim.show.terminal import brief
 from precsim.show.verdict import verdict
 
@@ -57,7 +57,7 @@ def render(runs: Sequence[Collected], again: str) -> str:
         loader=jinja2.PackageLoader("precsim.report"), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"share": share, "brief": _brief, "exponent": _exponent, "hue": hue}
+    environment.filters |= {"share": share, "brief": _brief, "exponent": _exponent, "hue": _ink}
     templates = files("precsim.report") / "templates"
     parts = {name: Markup((templates / name).read_text("utf-8"))
              for name in ("report.css", "report.js")}  # fmt: skip
@@ -142,6 +142,7 @@ def _format(name: str) -> dict[str, Any]:
     fmt = resolve(name)
     element = element_of(fmt)
     facts = format_range(fmt) | {"name": name, "hue": hue(name), "largest": brief(element.max)}
+    facts["scaled"] = not isinstance(fmt, Format)
     if not isinstance(fmt, Format) or fmt.is_integer:
         return facts | {"plain": False}
     smallest = int(log2(fmt.smallest_subnormal))
@@ -193,6 +194,11 @@ def _settings(runs: Sequence[Collected]) -> list[tuple[str, list[str], bool]]:
 
 def _brief(value: float) -> str:
     return "not finite" if isnan(value) else brief(value)
+
+
+def _ink(fmt: str) -> str:
+    """Return a format's colour as CSS; black is the page's own ink, dark or light."""
+    return "var(--ink)" if hue(fmt) == BLACK else hue(fmt)
 
 
 def _exponent(value: float) -> str | None:

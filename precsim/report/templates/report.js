@@ -98,7 +98,9 @@
         make("span", op.kind + (op.call ? ` #${op.call}` : ""), bad(op) ? "bad" : "op-kind"), make("span", short[op.role] ? ` ${short[op.role]}` : "", "role"));
       name.title = op.path;
       const hue = make("span", op.format, "fmt");
-      hue.style.setProperty("--hue", (data.formats[op.format] || {}).hue || "#767676");
+      const own = (data.formats[op.format] || {}).hue || "#767676";
+      hue.style.setProperty("--hue", own === "#000000" ? "var(--ink)" : own);
+      hue.title = op.format;
       format.append(hue);
       const health = make("td", undefined, "left"); health.append(chip(op));
       row.append(name, format, health, make("td", share(op.flushed)),
@@ -220,7 +222,7 @@
 
   // ---- the exponents of one op, over the ranges of formats ----
   function kindOf(exponent, format) {
-    if (!format || !format.plain) return "normal";
+    if (!format || !format.plain) return null;  // a shared scale decides, which is not in the trace
     if (exponent < format.kept) return "flushed";
     if (exponent > format.emax) return "overflow";
     return exponent < format.emin ? "subnormal" : "normal";
@@ -249,12 +251,16 @@
     const counts = op.hist.slice(1), whole = counts.reduce((a, b) => a + b, 0);
     const at = counts.map((_, i) => op.hist[0] + i + data.lowest);
     const clamp = (x) => Math.min(high, Math.max(low, x));
-    const bars = { type: "bar", x: at.map(clamp), y: counts.map((c) => 100 * c / whole), width: 0.92, marker: { color: at.map((e) => data.colours[kindOf(e, own)]) },
-      customdata: at.map((e, i) => [e, counts[i].toLocaleString("en"), kindOf(e, own)]), hovertemplate: "2^%{customdata[0]}: %{customdata[1]} values, %{y:.2g}%<br>%{customdata[2]}<extra></extra>" };
+    const bars = { type: "bar", x: at.map(clamp), y: counts.map((c) => 100 * c / whole), width: 0.92, marker: { color: at.map((e) => data.colours[kindOf(e, own)] || tint(own ? own.hue : "#767676")) },
+      customdata: at.map((e, i) => [e, counts[i].toLocaleString("en"), kindOf(e, own) || ""]), hovertemplate: "2^%{customdata[0]}: %{customdata[1]} values, %{y:.2g}%<br>%{customdata[2]}<extra></extra>" };
     const names = [...new Set([op.format, ...data.ladder])].filter((name) => data.formats[name]);
     const ranges = [], notes = [];
     names.forEach((name, i) => {
       const f = data.formats[name], y = names.length - i;
+      if (f.scaled) {
+        notes.push({ x: low, y: y + 0.2, yref: "y2", xanchor: "left", text: `${escape(name)}: up to ${escape(f.largest)} times a scale that its values share`, showarrow: false, font: { size: 11.5, color: css("--ink") } });
+        return;
+      }
       const from = clamp(f.low), normal = clamp(f.normal), to = clamp(f.high), color = tint(f.hue === "#000000" && dark.matches ? "#9aa5b1" : f.hue);
       ranges.push({ type: "bar", orientation: "h", yaxis: "y2", x: [normal - from, to - normal], base: [from, normal], y: [y, y], width: 0.44,
         marker: { color: [color, color], opacity: [0.35, 1] }, hovertemplate: `${escape(name)}: 2^${Math.round(f.low)} to ${escape(f.largest)}<extra></extra>` });

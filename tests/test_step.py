@@ -48,6 +48,11 @@ def test_the_error_is_that_of_the_gradient(run):
     assert headroom(step) > 0
 
 
+def test_room_is_that_of_the_gradients_and_not_of_the_1_that_they_start_from(run):
+    """A gradient of the scaled loss is at most 2^-30 here, so 65504 is 2^45 times as large."""
+    assert headroom(take(moment_of(run, scale=2.0**-30))) > 45
+
+
 def test_the_figure_shows_the_worst_ops(run):
     step = take(moment_of(run, scale=2.0**-30))
     shown = facts(step, worst=4)

@@ -130,12 +130,13 @@ def sentences(step: Step) -> list[str]:
 def headroom(step: Step) -> float:
     """Return log2 of (a format's largest number / the largest gradient), the smallest of all ops.
 
-    NaN where no op of the backward pass has a result that is neither zero nor scaled.
+    The 1 that the backward pass starts from is no gradient of the model's, and left out.  NaN where no
+    op of the backward pass has a result that is neither zero nor scaled.
     """
     rooms = [
         np.log2(resolve(row.format).max / row.amax)
         for row in (op.counts for op in step.ops)
-        if row.phase == "backward" and row.amax > 0
+        if row.phase == "backward" and row.scope != "seed" and row.amax > 0
         and element_of(resolve(row.format)) is resolve(row.format)
     ]  # fmt: skip
     return float(min(rooms, default=float("nan")))

@@ -1,0 +1,53 @@
+"""All benchmarks: ``python -m tests.benchmarks [--quick] [--only NAME ...] [--json FILE] [--readme]``.
+
+`--readme` writes the table and the machine into README.md, and figures/benchmarks.png with its data
+beside it; `--from FILE` takes rows that `--json` wrote, and measures nothing.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from tests.benchmarks.measure import one_thread, write_table
+
+one_thread()
+
+from precsim.show.plot import save
+from tests.benchmarks.picture import benchmarks
+from tests.benchmarks.summary import between_markers, fingerprint, markdown
+
+NAMES = ("rounding", "step", "observe", "growth")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main(arguments):
+    """Measure, print, and write what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and turns, to try it")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="these tables")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and machine")
+    parser.add_argument("--readme", action="store_true", help="write README.md and its figure")
+    parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="measure nothing")
+    given = parser.parse_args(arguments)
+    if given.source:
+        data = json.loads(given.source.read_text())
+    else:
+        data = {"machine": fingerprint(), "rows": []}
+        for name in given.only:
+            found = importlib.import_module(f"tests.benchmarks.{name}").rows(given.quick)
+            write_table(found, sys.stdout)
+            sys.stdout.flush()
+            data["rows"] += found
+    if given.json:
+        given.json.write_text(json.dumps(data, indent=1) + "\n")
+    if given.readme:
+        page = ROOT / "README.md"
+        table = markdown(data["rows"], data["machine"])
+        page.write_text(between_markers(page.read_text(encoding="utf-8"), table), encoding="utf-8")
+        save("benchmarks", data, ROOT / "figures/benchmarks.png", {"benchmarks": benchmarks})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

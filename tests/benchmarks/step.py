@@ -2,8 +2,9 @@
 
 The model has 2 layers of width 64, 4 heads, a context of 64 and 128 tokens, 16 texts in a batch, and
 is trained with SGD; every op is rounded, forward, backward and update.  PyTorch runs the same model
-in float32 with a native pair of casts after every op (and once with none).  All take turns, one
-thread each; times are medians.
+in float32 with a native pair of casts after every op (and once with none).  "fast" and "exact" are
+NumPy alone; "compiled" is fast arithmetic rounded by Numba, where it is installed.  All take turns,
+one thread each; times are medians.
 """
 
 import importlib.util
@@ -16,6 +17,7 @@ one_thread()
 import numpy as np
 
 import precsim as ps
+from precsim.backend import tier
 
 CONFIG = ps.GPTConfig(layers=2, heads=4, width=64, context=64, vocabulary=128)
 BATCH, RATE, SCALE = 16, 0.01, 256.0
@@ -30,7 +32,10 @@ MEMORY_LIMIT = 1.5
 class Model:
     """One model trained on one batch after the other, all from the same seed."""
 
-    def __init__(self, fmt, arithmetic="fast", config=CONFIG, batch=BATCH, observers=()):
+    def __init__(
+        self, fmt, arithmetic="fast", config=CONFIG, batch=BATCH, observers=(), tier="numpy"
+    ):
+        self.tier = tier
         self.policy = ps.Policy.uniform(fmt, arithmetic=arithmetic)
         self.config, self.batch, self.observers = config, batch, observers
         with ps.using(self.policy):
@@ -46,7 +51,7 @@ class Model:
 
     def step(self):
         """Do one step."""
-        with ps.using(self.policy, observers=self.observers, step=0):
+        with tier(self.tier), ps.using(self.policy, observers=self.observers, step=0):
             self.model.loss(*self.tokens()).backward(SCALE)
             gradients = {n: p.grad for n, p in self.model.parameters.items()}
             for parameter in self.model.parameters.values():
@@ -55,7 +60,12 @@ class Model:
 
 
 def stepper(who, fmt, config=CONFIG, batch=BATCH):
-    """Return a function that does one step, of "fast", "exact" or "torch" (`fmt` None: no casts)."""
+    """Return a function that does one step, of "fast", "exact", "compiled" or "torch".
+
+    `fmt` None is PyTorch without casts.
+    """
+    if who == "compiled":
+        return Model(fmt, "fast", config, batch, tier="numba").step
     if who != "torch":
         return Model(fmt, who, config, batch).step
     import torch
@@ -74,7 +84,12 @@ def rows(quick: bool) -> list[dict]:
     installed = importlib.util.find_spec("torch") is not None
     found = []
     for fmt in ("e4m3",) if quick else LIMITS:
-        functions = {name: stepper(name, fmt) for name in ("fast", "exact")}
+        names = (
+            ("fast", "exact", "compiled")
+            if importlib.util.find_spec("numba")
+            else ("fast", "exact")
+        )
+        functions = {name: stepper(name, fmt) for name in names}
         if installed:
             functions["torch + casts"] = stepper("torch", fmt)
             functions["torch fp32"] = stepper("torch", None)
@@ -88,6 +103,9 @@ def rows(quick: bool) -> list[dict]:
             row(table, "exact", fmt, t["exact"], peer="fast", against=t["fast"],
                 limit=EXACT_LIMIT),
         ]  # fmt: skip
+        if "compiled" in t:
+            found.append(row(table, "compiled", fmt, t["compiled"], peer="torch + casts",
+                             against=casts))  # fmt: skip
         theirs = peak("torch", fmt) if installed else None
         for who, limit in (("fast", MEMORY_LIMIT), ("exact", None)):
             found.append(

@@ -155,10 +155,7 @@ with plt.rc_context(RC | {"lines.linewidth": 2}):
     low.axhline(0.02, color=BLACK, lw=1, ls="--")
     low.text(32, 0.0215, "reported for Hopper: nearly 2 %", ha="right")
     low.set(ylim=(1e-3, 0.1), ylabel="largest relative error")
-    low.set(
-        xlabel="products added before the total is cut",
-        title="14 bits, K = 4096: fewer cuts, less loss",
-    )
+    low.set(xlabel="products added before the total is cut", title="14 bits: fewer cuts, less loss")
     for axes in (top, low):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")

@@ -26,7 +26,7 @@ from precsim.show.style import BLACK, BLUE, GREY, look
 
 # %% [markdown]
 # ## 文章怎么说
-# 1. 选一个预训练好的模型。2. 把权重初始化为半精度。3. 正向传播用单精度，反向传播用半精度。4. 定期检查性能指标，
+# 1. 选一个预训练好的模型。2. 把权重初始化为半精度。3. 前向传播用单精度，反向传播用半精度。4. 定期检查性能指标，
 # 并调整精度级别。权重的主副本（master copy）、缩放损失、哪些算子要留在 fp32：都只字未提。我们把这个配方叫做
 # `seed_mixed`；它与通行做法的不同之处，它自己会列出来。
 
@@ -37,7 +37,7 @@ print(*ps.recipe("seed_mixed").banner(), sep="\n")
 # ## 代码怎么写
 # 文章附有代码：两个线性层，`model.half()`，lr = 0.01 的 SGD，在 100 个随机输入和随机标签上训练十轮。PyTorch
 # 拒绝运行，因为输入是 fp32（"mat1 and mat2 must have the same dtype, but got Float and Half"）。把输入也换成半精度
-# 就能运行，但这样一来*正向*传播也是 fp16 了。“正向单精度、反向半精度”，PyTorch 没有这样的开关。在这里，
+# 就能运行，但这样一来*前向*传播也是 fp16 了。“前向单精度、反向半精度”，PyTorch 没有这样的开关。在这里，
 # 两种我们都运行。
 #
 # **预测。** 权重是 fp16，走十步。权重更新中有多大一部分什么也没有改变？
@@ -106,7 +106,7 @@ predict("the least k", my_guess, int(K[np.argmax(error[0]["seed_mixed"] > 0.1)])
 step = show_step(moment_of(run, ps.recipe("seed_mixed").policy).at(weight=2.0**-12))
 
 # %% [markdown]
-# 要紧的是损失缩放。正向是不是 fp16 几乎无关：全程 fp16 的 `half` 与 `seed_mixed` 偏离得一样远。上表逐个算子列出了后者在
+# 要紧的是损失缩放。前向是不是 fp16 几乎无关：全程 fp16 的 `half` 与 `seed_mixed` 偏离得一样远。上表逐个算子列出了后者在
 # k = 12 时的情形。
 #
 # ## “定期检查性能指标，并调整精度级别”
@@ -185,7 +185,7 @@ def largest_lost_update(code):
 
 
 # %% [markdown]
-# **实际情况。** 在 `torch.autocast` 下，由正向决定，反向跟随；它的文档说，不要对模型或输入调用 `half()`。Apex O2
+# **实际情况。** 在 `torch.autocast` 下，由前向决定，反向跟随；它的文档说，不要对模型或输入调用 `half()`。Apex O2
 # 有 fp32 的主权重，Keras 的 mixed_float16 有 fp32 的变量；三者都缩放损失，自动调整的是这个缩放值，不是格式。
 #
 # **自己动手。** 1. `precsim recipes diff seed_mixed torch_amp_fp16`。2. 运行

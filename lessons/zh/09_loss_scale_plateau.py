@@ -181,7 +181,7 @@ def skips_before_the_first_step(start):
 
 # %% [markdown]
 # **实际情况。** PyTorch 的 GradScaler 从 65536 开始，连续 2000 步没有溢出就加倍，溢出就减半。开头跳过几步是正常的。
-# 缩放值一直往下掉就不正常了：那是正向传播在溢出，什么缩放也救不了。bf16 的范围与 fp32 相同，不需要损失缩放。S 本身
+# 缩放值一直往下掉就不正常了：那是前向传播在溢出，什么缩放也救不了。bf16 的范围与 fp32 相同，不需要损失缩放。S 本身
 # 不能是 fp16，因为 fp16 到不了 65536：autocast 用 fp32 计算损失。`model.half()` 之后损失就是 fp16，GradScaler 会拒绝
 # （"Attempting to unscale FP16 gradients"）。
 #

@@ -235,7 +235,7 @@ def test_only_a_profile_rounds_twice(name):
     ("name", "fmt", "spelled"),
     [("ocp", "mxfp8_e4m3", "mxfp8_e4m3:floor"), ("torchao", "mxfp4", "mxfp4:floor"),
      ("transformer-engine", "mxfp8_e4m3", "mxfp8_e4m3:rceil"),
-     ("transformer-engine", "nvfp4", "e2m1:1x16:e4m3+fp32:scale_min=0.0"),
+     ("transformer-engine", "nvfp4", "e2m1:1x16:e4m3+fp32:scale_min=0.0:inverse"),
      ("torchao", "nvfp4", "e2m1:1x16:e4m3:scale_min=0.015625")],
 )  # fmt: skip
 def test_block_scales_are_the_librarys(name, fmt, spelled):

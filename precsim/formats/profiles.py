@@ -66,7 +66,7 @@ class Profile:
 
     `casts` has a `Cast` for every plain format that the library knows.  `blocks` says how it scales
     the scaled formats that it knows: with the scales of the format named.  That is all it says of
-    them: NaN and infinities in a block, and division by the scale, are `Scaled`'s.
+    them: NaN and infinities in a block are `Scaled`'s.
     """
 
     name: str
@@ -167,7 +167,11 @@ _PROFILES = (
             "e5m2": Cast(_SATURATE, (0x7F, 0x7F)),
             "e2m1": Cast(_SATURATE, (0x07, 0x07)),
         },
-        {"mxfp8_e4m3": "mxfp8_e4m3:rceil", "mxfp8_e5m2": "mxfp8_e5m2:rceil", "nvfp4": "nvfp4"},
+        {
+            "mxfp8_e4m3": "mxfp8_e4m3:rceil",
+            "mxfp8_e5m2": "mxfp8_e5m2:rceil",
+            "nvfp4": "nvfp4:inverse",
+        },
     ),
     Profile(
         "torchao",

@@ -11,6 +11,7 @@ from typing import Any
 
 from precsim.engine import ops
 from precsim.engine.context import Context, current, scope, using
+from precsim.engine.delayed import Delays
 from precsim.engine.policy import Policy
 from precsim.engine.precision import Accumulator, Precision
 from precsim.engine.rule import Rule
@@ -47,6 +48,7 @@ __all__ = [
     "Context",
     "Counters",
     "Counts",
+    "Delays",
     "Diagnosis",
     "Format",
     "GPTConfig",

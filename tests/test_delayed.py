@@ -83,6 +83,16 @@ def test_a_layer_is_quantized_with_what_earlier_passes_saw():
     assert sorted(delays.histories) == ["layer/gradient", "layer/input", "layer/weight"]
 
 
+def test_what_is_clipped_is_counted():
+    delays, counters = Delays(), ps.Counters()
+    policy = ps.Policy.parse("activations=e4m3:delayed")
+    for values in ([0.0, 3.0], [3.0, 3.2, -200.0, NAN, INF]):  # 3.2 is a value beyond 448 / factor
+        with ps.using(policy, delays=delays, observers=[counters]):
+            ps.tensor(values)
+        delays.advance(policy.delayed)
+    assert [row.saturated for row in counters.rows] == [0, 2]
+
+
 def test_what_grows_faster_than_its_window_saturates_and_a_nan_stays_alone():
     delays = Delays()
     policy = ps.Policy.parse("activations=e4m3:delayed")

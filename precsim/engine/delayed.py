@@ -5,7 +5,14 @@ Delayed scaling takes that of the last steps instead: the first step has factor 
 its amax, and afterwards the factor becomes max / amax over a window of them.  A tensor that grows
 faster than the window tells saturates, and nobody says so.
 
-The factors are state: they are in checkpoints, and a run resumes with their bits.  Rules and edge
+The factors are state: `precsim.train` keeps them in checkpoints, and a run resumes with their bits.
+A loop of one's own keeps them itself:
+
+    with ps.using(policy, delays=delays):  # delays = ps.Delays(), once
+        model.loss(x, y).backward()
+    delays.advance(policy.delayed)
+
+Rules and edge
 cases are those of Transformer Engine at d0067d0d, transformer_engine/common/recipe/
 delayed_scaling.cu, kernel `amax_and_scale_update_impl`.
 """

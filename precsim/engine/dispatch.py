@@ -37,7 +37,8 @@ class Event:
 
     `exact` is the result in the carrier, on operands that were rounded before; `rounded` what the
     format made of it.  `path` names the site: role/scope/op, and `call` counts its runs in a step.
-    `input_formats` are those that the operands lie on (None: a constant).
+    `input_formats` are those that the operands lie on (None: a constant); `factor` is what delayed
+    scaling multiplied with, in a format that has it.
     With `params` an observer can run the op again on `inputs`, in another arithmetic.
     """
 
@@ -57,6 +58,7 @@ class Event:
     params: dict[str, Any] = field(default_factory=dict)
     accumulator: Accumulator | None = None
     input_formats: tuple[AnyFormat | None, ...] = ()
+    factor: float | None = None
 
 
 def primitive(
@@ -225,8 +227,7 @@ def _round(
     fmt, precision = decision.format, decision.output
     random = site.draw(exact.shape, 0, "") if stochastic(precision.rounding) else None
     if isinstance(fmt, Scaled) and fmt.rule is ScaleRule.DELAYED:
-        place = f"{site.context.scope}/{inputs[0].origin}"
-        delays = site.context.delays
+        delays, place = site.context.delays, _place(site, inputs)
         delays.see(place, exact, fmt.max)
         quantize_into(exact, rounded, fmt, precision.rounding, random, delays.factor(place))
         return rounded
@@ -240,6 +241,11 @@ def _round(
     return rounded
 
 
+def _place(site: Site, inputs: tuple[Tensor, ...]) -> str:
+    """Return where a tensor's factor of delayed scaling is kept: its scope, and what it is there."""
+    return f"{site.context.scope}/{inputs[0].origin}"
+
+
 def _event(
     op: Primitive,
     inputs: tuple[Tensor, ...],
@@ -249,7 +255,8 @@ def _event(
     exact: Array,
     rounded: Array,
 ) -> Event:
-    context = site.context
+    context, fmt = site.context, decision.format
+    delayed = isinstance(fmt, Scaled) and fmt.rule is ScaleRule.DELAYED
     return Event(
         op=op.name,
         kind=op.kind,
@@ -259,7 +266,7 @@ def _event(
         step=context.step,
         path=site.path,
         call=site.call,
-        format=decision.format,
+        format=fmt,
         precision=decision.output,
         inputs=tuple(t.data for t in inputs),
         exact=exact,
@@ -267,6 +274,7 @@ def _event(
         params=params,
         accumulator=decision.accumulator,
         input_formats=tuple(t.format for t in inputs),
+        factor=context.delays.factor(_place(site, inputs)) if delayed else None,
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.engine.dispatch import Event
+from precsim.formats.arrays import array_module
 from precsim.formats.registry import element_of
 from precsim.observe.tally import HIGHEST, LOWEST, Tally
 
@@ -33,7 +34,8 @@ class OpCounts:
 
     n: results. zeros: exactly zero before rounding. flushed: not zero before, zero after.
     subnormal: in the format's subnormal range after rounding. overflowed: finite before, infinite
-    or NaN after. saturated: finite and beyond max before, max after. nan: NaN after. nonfinite_in:
+    or NaN after. saturated: finite and beyond max before, max after (with delayed scaling: times its
+    factor; in other scaled formats none is counted). nan: NaN after. nonfinite_in:
     not finite before rounding (the op itself made it, or was fed it). inexact: changed by rounding
     (a NaN that stays one is not).
     updates, swamped: of `apply_update`, the updates that are not zero, and those of them that
@@ -180,6 +182,9 @@ def count(event: Event, *, histogram: bool = True) -> OpCounts:
     )  # fmt: skip
     if event.op == "apply_update":
         _count_swamped(counts, event)
+    if event.factor is not None:
+        beyond = abs(exact) * event.factor > fmt.max
+        counts.saturated = int((beyond & array_module(exact).isfinite(exact)).sum())
     return counts
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.padding import Padding
+from rich.text import Text
 
 from precsim.cli_runs import consoles, fail, print_line
 from precsim.lesson import course
@@ -27,16 +29,8 @@ from precsim.lesson.notebook import NotebookError, to_notebook
 from precsim.lesson.progress import note, progress, told
 from precsim.lesson.session import Mode
 from precsim.runs.lines import dump
-from precsim.show import terminal
-from precsim.show.terminal import Column
 
-COLUMNS = (
-    Column("", justify="left"),
-    Column("lesson", justify="left", folds=True),
-    Column("one idea", 3, "left", folds=True),
-    Column("runtime", 2),
-    Column("you", 1, "left"),
-)
+INDENT = (0, 0, 0, 4)
 
 Numbers = Annotated[
     list[str] | None, typer.Argument(metavar="[NUMBER...]", help="Lessons, as in 09 or 9.")
@@ -62,17 +56,20 @@ def list_(
     known = progress(folder)
     if as_json:
         facts = [
-            {"number": h.number, "title": h.title, "idea": h.idea, "needs": h.needs,
-             "runtime_s": h.runtime, "figures": h.writes, "progress": known.get(h.number)}
+            {"number": h.number, "title": h.title, "idea": h.idea, "learn": h.learn,
+             "needs": h.needs, "runtime_s": h.runtime, "figures": h.writes, "progress": known.get(h.number)}
             for h in heads
         ]  # fmt: skip
         print_line(dump(facts))
         return
-    rows = [
-        (h.number, h.title, h.idea, f"{h.runtime:g} s", told(known.get(h.number))) for h in heads
-    ]
     out, _ = consoles()
-    out.print(terminal.table(COLUMNS, rows, out.width))
+    for head in heads:
+        title = Text.assemble((f"{head.number}  {head.title}", "bold"), f"  ({head.runtime:g} s)")
+        out.print(title)
+        out.print(Padding(Text(head.idea, "dim"), INDENT))
+        if status := told(known.get(head.number)):
+            style = "green" if status.startswith("done") else "yellow"
+            out.print(Padding(Text(status, style), INDENT))
 
 
 @app.command()

@@ -36,10 +36,12 @@ def test_list_and_how_far_one_is(course, lesson):
     code, out, _ = lesson("list")
     assert code == 0
     assert "An answer" in out
+    assert "It holds." in out
     assert lesson("run", "42", "--quick")[0] == 0
     assert "done: 1 of 1 predicted" in lesson("list")[1]
     (fact,) = json.loads(lesson("list", "--json")[1])
     assert (fact["number"], fact["runtime_s"]) == ("42", 1.0)
+    assert (fact["idea"], fact["learn"]) == ("It holds.", "that.")
 
 
 def test_quick_replaces_no_figure_and_a_run_does(course, lesson):

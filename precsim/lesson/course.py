@@ -87,7 +87,7 @@ def gallery(heads: Iterable[Head]) -> str:
 
 
 def syllabus(heads: Iterable[Head]) -> str:
-    """Return the Markdown table of lessons: idea, what one learns, needs, runtime."""
+    """Return the Markdown table of lessons: idea, needs, runtime."""
     lines = ["| | lesson | one idea | needs | runtime |", "|---|---|---|---|---|"]
     for head in heads:
         link = f"[{head.title}]({head.path.name})"

@@ -49,7 +49,7 @@ def report(
     with.  Of a long run it holds a choice of steps, and says so.
     """
     from precsim.report.collect import collect
-    from precsim.report.page import render, require
+    from precsim.report.page import library, render, require
     from precsim.report.player import MOST_ROWS
 
     require()
@@ -65,8 +65,8 @@ def report(
     words += [] if drift == 6 else ["--drift", str(drift)]
     page = render(found, shlex.join(words)).encode()
     write_file(output, page)
-    typer.echo(f"precsim: wrote {output} ({len(page) / 1e6:.1f} MB, of which the charts' "
-               "library takes 1.9 MB)", err=True)  # fmt: skip
+    sizes = f"{len(page) / 1e6:.1f} MB, {len(library()) / 1e6:.1f} MB of it Plotly.js"
+    typer.echo(f"precsim: wrote {output} ({sizes})", err=True)
 
 
 def watch(

@@ -129,6 +129,18 @@ def test_the_op_under_the_pointer_has_its_exponents_shown(view, runs):
     assert f"in {ops['format'][4]} (max" in view.locator("#said").inner_text()
 
 
+def test_the_same_op_of_the_other_run_is_drawn_over_it(view, runs):
+    slide(view, 5)
+    row = view.locator("#rows tr[data-op]").nth(4)
+    row.click()
+    path = row.locator("td:first-child").get_attribute("title")
+    view.wait_for_timeout(100)
+    line = view.evaluate("document.getElementById('histogram').data.find(t => t.mode === 'lines')")
+    assert line["name"] == "other, step 5"
+    counts = runs["other"].ops(5, op=path)["histogram"][0]
+    assert max(line["y"]) == pytest.approx(100 * counts.max() / counts.sum())
+
+
 def test_play_goes_to_the_end_and_stops(view):
     slide(view, 3)
     view.click("#play")
@@ -201,7 +213,6 @@ def test_without_scripts_the_tables_are_there(browser, file, runs):
     assert not tab.locator("#controls").is_visible()
     assert tab.locator(".static .chip").first.is_visible()
     assert tab.locator(".chart:visible").count() == 0
-    tab.locator("summary").first.click()
     assert f"{runs[EVIL].records[-1].loss:.5g}" in tab.locator("details").first.inner_text()
     assert requests == [file.as_uri()]
     context.close()

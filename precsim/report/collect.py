@@ -14,7 +14,7 @@ from precsim.report import player
 from precsim.report.drifts import Point, drifts
 from precsim.runs.config import TrainConfig
 from precsim.runs.data import DataError
-from precsim.runs.files import DamagedError
+from precsim.runs.files import DamagedError, RunError
 from precsim.runs.lines import dump
 from precsim.runs.results import StepRecord
 from precsim.runs.run import StoredRun
@@ -60,7 +60,8 @@ class Collected:
 def collect(run: StoredRun, name: str, *, rows: int, points: int) -> Collected:
     """Read a run; at most `rows` ops of its steps, and the drift at `points` checkpoints.
 
-    Raises `RunError` where it is damaged, or has no step yet.
+    What cannot be computed, because the text is gone or a checkpoint damaged, is left out with a note.
+    Raises `RunError` where the recording itself is damaged, or has no step yet.
     """
     records = run.records
     if not records:
@@ -73,7 +74,7 @@ def collect(run: StoredRun, name: str, *, rows: int, points: int) -> Collected:
     shown = player.collect(run, [*must, *(skip.step for skip in skips[:6])], rows)
     try:
         drift = drifts(run, points)
-    except DataError as error:
+    except (DataError, RunError) as error:
         drift = []
         notes.append(f"drift was not computed: {error}")
     return Collected(
@@ -94,7 +95,7 @@ def _skips(run: StoredRun, notes: list[str]) -> tuple[tuple[Skip, ...], str, lis
         return (), "", []
     try:
         found = timeline(run)
-    except DataError as error:
+    except (DataError, RunError) as error:
         notes.append(f"the ops behind its skips are not shown: {error}")
         return (), "", []
     return found.skips, found.alarm, found.headroom.tolist()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 from base64 import b64encode
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from math import isnan, log2
@@ -51,7 +52,6 @@ def render(runs: Sequence[Collected], again: str) -> str:
     require()
     import jinja2
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("precsim.report"), autoescape=True,
@@ -74,7 +74,7 @@ def render(runs: Sequence[Collected], again: str) -> str:
         markup=Markup,
         style=parts["report.css"],
         script=parts["report.js"],
-        plotly=packed(get_plotlyjs()),
+        plotly=library(),
         data=packed(dump(_data(runs))),
         again=again,
         version=__version__,
@@ -87,6 +87,14 @@ def require() -> None:
     if missing:
         msg = f"a report needs {' and '.join(missing)}: try `pip install 'precsim[report]'`"
         raise RunError(msg)
+
+
+@cache
+def library() -> str:
+    """Return Plotly.js as it stands in the page."""
+    from plotly.offline import get_plotlyjs
+
+    return packed(get_plotlyjs())
 
 
 def packed(text: str) -> str:

@@ -3,6 +3,7 @@
 (async () => {
   const $ = (id) => document.getElementById(id);
   if (typeof DecompressionStream === "undefined") return;  // the tables are there without it
+  document.querySelectorAll("details[data-open]").forEach((d) => { d.open = false; });
 
   async function unpack(id) {
     const bytes = Uint8Array.from(atob($(id).textContent.trim()), (c) => c.charCodeAt(0));
@@ -11,7 +12,6 @@
   }
   const data = JSON.parse(await unpack("data"));
   const state = { run: 0, at: 0, op: null, phase: "all", worst: false, text: "", metric: "flushed" };
-  document.querySelectorAll("details[data-open]").forEach((d) => { d.open = false; });
 
   // ---- text and colour ----
   const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -237,6 +237,17 @@
     limits = { run: state.run, low: Math.max(-60, Math.min(low, -26)) - 2, high: Math.min(40, Math.max(high, 18)) + 3 };
     return limits;
   }
+  function elsewhere(other, number, op, low, high) {  // the same op in another run, at the step nearest to this one
+    const found = other.player.ops.findIndex(([path, call]) => path === op.path && call === op.call), here = step().step;
+    const near = other.player.steps.filter((c) => c.op.includes(found)).sort((a, b) => Math.abs(a.step - here) - Math.abs(b.step - here))[0];
+    if (!near) return null;
+    const hist = near.hist[near.op.indexOf(found)], counts = hist.slice(1), whole = counts.reduce((a, b) => a + b, 0);
+    if (!whole) return null;
+    const first = hist[0] + data.lowest, at = [first - 1, ...counts.map((_, i) => first + i), first + counts.length];
+    const inside = (e) => Math.min(high, Math.max(low, e));
+    return { type: "scatter", mode: "lines", x: at.map(inside), y: [0, ...counts.map((c) => 100 * c / whole), 0], name: `${escape(other.name)}, step ${near.step}`,
+      line: { ...styleOf(number), width: 2, shape: "hvh" }, hovertemplate: `${escape(other.name)}: %{y:.2g}%<extra></extra>` };
+  }
   function histogram() {
     const columns = step(), row = columns.op.indexOf(state.op);
     if (row < 0) return;
@@ -251,8 +262,9 @@
     const counts = op.hist.slice(1), whole = counts.reduce((a, b) => a + b, 0);
     const at = counts.map((_, i) => op.hist[0] + i + data.lowest);
     const clamp = (x) => Math.min(high, Math.max(low, x));
-    const bars = { type: "bar", x: at.map(clamp), y: counts.map((c) => 100 * c / whole), width: 0.92, marker: { color: at.map((e) => data.colours[kindOf(e, own)] || tint(own ? own.hue : "#767676")) },
+    const bars = { type: "bar", name: escape(run().name), showlegend: false, x: at.map(clamp), y: counts.map((c) => 100 * c / whole), width: 0.92, marker: { color: at.map((e) => data.colours[kindOf(e, own)] || tint(own ? own.hue : "#767676")) },
       customdata: at.map((e, i) => [e, counts[i].toLocaleString("en"), kindOf(e, own) || ""]), hovertemplate: "2^%{customdata[0]}: %{customdata[1]} values, %{y:.2g}%<br>%{customdata[2]}<extra></extra>" };
+    const others = data.runs.map((r, i) => (i === state.run ? null : elsewhere(r, i, op, low, high))).filter((t) => t);
     const names = [...new Set([op.format, ...data.ladder])].filter((name) => data.formats[name]);
     const ranges = [], notes = [];
     names.forEach((name, i) => {
@@ -262,7 +274,7 @@
         return;
       }
       const from = clamp(f.low), normal = clamp(f.normal), to = clamp(f.high), color = tint(f.hue === "#000000" && dark.matches ? "#9aa5b1" : f.hue);
-      ranges.push({ type: "bar", orientation: "h", yaxis: "y2", x: [normal - from, to - normal], base: [from, normal], y: [y, y], width: 0.44,
+      ranges.push({ type: "bar", orientation: "h", yaxis: "y2", showlegend: false, x: [normal - from, to - normal], base: [from, normal], y: [y, y], width: 0.44,
         marker: { color: [color, color], opacity: [0.35, 1] }, hovertemplate: `${escape(name)}: 2^${Math.round(f.low)} to ${escape(f.largest)}<extra></extra>` });
       const lost = f.plain && whole ? counts.reduce((a, c, k) => a + (at[k] < f.kept ? c : 0), 0) / whole : null;
       const over = f.plain && whole ? counts.reduce((a, c, k) => a + (at[k] > f.emax ? c : 0), 0) / whole : null;
@@ -272,8 +284,8 @@
     const ticks = [];
     for (let e = Math.ceil(low / 8) * 8; e <= high; e += 8) ticks.push(e);
     if (!whole) notes.push({ text: "no nonzero value: no exponents to show", xref: "paper", yref: "paper", x: 0.5, y: 0.8, showarrow: false, font: { color: css("--quiet") } });
-    Plotly.react($("histogram"), [bars, ...ranges], layout({ height: 250 + 42 * names.length, showlegend: false, barmode: "overlay", bargap: 0, annotations: notes,
-      margin: { l: 48, r: 10, t: 10, b: 36 }, axes: ["xaxis", "yaxis", "yaxis2"],
+    Plotly.react($("histogram"), [bars, ...others, ...ranges], layout({ height: 250 + 42 * names.length, showlegend: others.length > 0, barmode: "overlay", bargap: 0, annotations: notes,
+      margin: { l: 48, r: 10, t: others.length ? 30 : 10, b: 36 }, axes: ["xaxis", "yaxis", "yaxis2"],
       xaxis: { range: [low - 0.6, high + 0.6], tickvals: ticks, ticktext: ticks.map(power), anchor: "y2" },
       yaxis: { title: { text: "% of the nonzero values" }, domain: [0.06 + 0.09 * names.length, 1], rangemode: "tozero" },
       yaxis2: { domain: [0, 0.03 + 0.09 * names.length], range: [0.5, names.length + 0.85], visible: false } }), config);

@@ -1,12 +1,13 @@
 """Narrow accumulators against loops that add one number at a time, in exact arithmetic."""
 
 from fractions import Fraction
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
 import precsim as ps
-from precsim.backend import key, words
+from precsim.backend import key, tier, words
 from precsim.engine.precision import Accumulator
 
 
@@ -20,8 +21,13 @@ def total(x, accumulator, axis=None, **options):
 
 
 def product(a, b, accumulator):
-    with ps.using(narrow(accumulator)):
-        return ps.ops.matmul(a, b).numpy()
+    """Multiply with each kind of kernel that there is here; they must agree to the bit."""
+    found = []
+    for kernels in ("numpy", "numba") if find_spec("numba") else ("numpy",):
+        with tier(kernels), ps.using(narrow(accumulator)):
+            found.append(ps.ops.matmul(a, b).numpy())
+    assert len({x.tobytes() for x in found}) == 1
+    return found[0]
 
 
 def in_fractions(terms, accumulator, random=None):

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
+from typing import Any
 
 from precsim.backend.cupy import BackendError
 from precsim.formats import kernels
@@ -77,17 +78,37 @@ def round_into(
     x: Array, out: Array, fmt: Format, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> bool:
     """Round as `precsim.formats.kernels.round_into` does, in one pass; False: it is not done."""
+    fused = _kernels(x.size)
+    done = fused is not None and fused.round_into(x, out, fmt, rounding, overflow, words)
+    return bool(done)
+
+
+def multiply(
+    a: Array, b: Array, total: Array, fmt: Format, rounding: Mode, overflow: Overflow
+) -> bool:
+    """Add the product of (S, M, K) and (S, K, N) to `total`, and round it after every addition.
+
+    False: it is not done, because it is left to NumPy, or the mode draws random words.
+    """
+    fused = _kernels(total.size * a.shape[-1], counts=False)
+    done = fused is not None and fused.multiply(a, b, total, fmt, rounding, overflow)
+    return bool(done)
+
+
+def _kernels(size: int, *, counts: bool = True) -> Any:
+    """Return the module of compiled kernels if they are to do this much work, or None.
+
+    `counts`: otherwise it goes to `ENOUGH`.
+    """
     global _rounded
     wanted = _tier.get()
     if wanted is not Tier.NUMBA:
-        if wanted is Tier.NUMPY or x.size < LARGE:
-            return False
+        if wanted is Tier.NUMPY or size < LARGE:
+            return None
         if _rounded < ENOUGH:
-            _rounded += x.size
-            return False
-    fused = _fused()
-    done = fused is not None and fused.round_into(x, out, fmt, rounding, overflow, words)
-    return bool(done)
+            _rounded += size if counts else 0
+            return None
+    return _fused()
 
 
 @cache

@@ -249,21 +249,47 @@ def round_into(
     found = _choose(x.dtype, fmt, rounding, overflow)
     if found is None:
         return False
-    uint, kernels, c = found
+    uint, how, mode, plain, c = found
     in_place = out is x or x.__array_interface__["data"] == out.__array_interface__["data"]
+    run = kernel(how, mode, plain=plain, in_place=in_place)
     drawn = _NO_WORDS if words is None else words.reshape(-1)
-    kernels[in_place](x.reshape(-1).view(uint), out.reshape(-1).view(uint), drawn, c)
+    run(x.reshape(-1).view(uint), out.reshape(-1).view(uint), drawn, c)
     return True
 
 
 _NO_WORDS = np.empty(0, np.uint32)
 
 
+def multiply(
+    a: Array, b: Array, total: Array, fmt: Format, rounding: Mode, overflow: Overflow
+) -> bool:
+    """Add the product of (S, M, K) and (S, K, N) to `total`, rounding it after every addition.
+
+    False where there is no kernel for it, or the mode draws random words.
+    """
+    found = _choose(total.dtype, fmt, rounding, overflow)
+    if found is None or found.mode >= EXACT:
+        return False
+    run = product_kernel(found.how, found.mode, plain=found.plain)
+    left, right = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    run(left, right, total.view(found.uint), found.numbers)
+    return True
+
+
+class _Choice(NamedTuple):
+    """How to round to a format."""
+
+    uint: Any  # type of the bits
+    how: int
+    mode: int
+    plain: bool
+    numbers: Numbers
+
+
 @lru_cache(maxsize=1024)
 def _choose(
     dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflow
-) -> tuple[Any, tuple[Callable[..., None], Callable[..., None]], Numbers] | None:
-    """Return the type of the bits, the kernels (out of place, in place), and their numbers."""
+) -> _Choice | None:
     plan, mode = kernels.plan_for(dtype, fmt), one_pass.rule(fmt, rounding, overflow).mode
     carrier, how = dtype, STEPS
     if plan.kernel is kernels.round_by_bits:
@@ -275,11 +301,7 @@ def _choose(
     if how == WIDE:
         carrier = np.dtype(np.float64)
     plain = fmt.has_nan and kernels.is_plain(fmt)
-    pair = (
-        kernel(how, mode, plain=plain, in_place=False),
-        kernel(how, mode, plain=plain, in_place=True),
-    )
-    return plan.uint, pair, numbers(carrier, fmt, rounding, overflow)
+    return _Choice(plan.uint, how, mode, plain, numbers(carrier, fmt, rounding, overflow))
 
 
 @cache
@@ -303,5 +325,30 @@ def kernel(how: int, mode: int, *, plain: bool, in_place: bool) -> Callable[...,
                 target[i] = _by_bits(bits, word, c, mode, plain)
             else:
                 target[i] = _in_float64(bits, word, c, mode, plain)
+
+    return run  # type: ignore[no-any-return]
+
+
+@cache
+def product_kernel(how: int, mode: int, *, plain: bool) -> Callable[..., None]:
+    """Return ``run(left, right, total, numbers)``; `total` is bits, the other two are floats."""
+
+    @_compiled
+    def run(left: Any, right: Any, total: Any, c: Any) -> None:
+        stack, rows, columns = total.shape
+        for s in range(stack):
+            for i in range(rows):
+                for k in range(left.shape[2]):
+                    factor = left[s, i, k]
+                    for j in range(columns):
+                        zero = _like(0.0, factor)
+                        term = factor * right[s, k, j] + zero
+                        bits = _as_bits(_as_float(total[s, i, j]) + term)
+                        if how == STEPS:
+                            total[s, i, j] = _by_steps(bits, np.uint32(0), c, mode, plain)
+                        elif how == BITS:
+                            total[s, i, j] = _by_bits(bits, np.uint32(0), c, mode, plain)
+                        else:
+                            total[s, i, j] = _in_float64(bits, np.uint32(0), c, mode, plain)
 
     return run  # type: ignore[no-any-return]

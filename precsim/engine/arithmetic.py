@@ -2,8 +2,7 @@
 
 A dot product is exact products and a running total; what the total is kept in decides how much of
 it survives (Wang et al. 2018; the "14 bits" of DeepSeek-V3, section 3.3.2).  With no accumulator
-named, the total is as wide as the carrier and BLAS computes it.  A narrow one is a loop over the
-contraction, whole arrays at a time: products in the carrier, one rounding per addition.
+named, the total is as wide as the carrier and BLAS computes it; `accumulate.py` has the narrow ones.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.array_utils import normalize_axis_tuple
 
+from precsim.engine.accumulate import add_up, multiply
 from precsim.engine.pool import Pool
 from precsim.engine.precision import Accumulator
-from precsim.formats.modes import stochastic
 from precsim.formats.quantize import quantize
 
 Array = npt.NDArray[Any]
@@ -58,10 +57,7 @@ class Arithmetic(NamedTuple):
             product = self.empty(_product_shape(left.shape, b.shape))
             self.xp.matmul(left, b, out=product)
         else:
-            product = self._accumulate(
-                left.shape[-1],
-                lambda start, stop: left[..., start:stop] @ b[..., start:stop, :],
-            )
+            product = self._multiply(left, b)
         return product.reshape(*a.shape[:-1], b.shape[-1]) if folded else product
 
     def sum(self, x: Array, axis: int | tuple[int, ...] | None, *, keepdims: bool = False) -> Array:
@@ -71,7 +67,13 @@ class Arithmetic(NamedTuple):
         first = normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
         kept = [a for a in range(x.ndim) if a not in first]
         terms = x.transpose(*first, *kept).reshape(-1, *(x.shape[a] for a in kept))
-        total = self._accumulate(terms.shape[0], lambda start, stop: terms[start:stop].sum(axis=0))
+        one_by_one = self.accumulator.every == 1
+        total = add_up(
+            self.accumulator,
+            terms.shape[0],
+            lambda i, end: terms[i] if one_by_one else self.xp.asarray(terms[i:end].sum(axis=0)),
+            self.draw,
+        )
         shape = tuple(1 if a in first else n for a, n in enumerate(x.shape))
         return total.reshape(shape) if keepdims else total
 
@@ -87,7 +89,7 @@ class Arithmetic(NamedTuple):
             return part(0, 0)
         if self.accumulator is None:
             return _sum_groups(x, places, rows) if self.xp is np else part(0, len(x))
-        return self._accumulate(len(x), part)
+        return add_up(self.accumulator, len(x), part, self.draw)
 
     def keep(self, x: Array) -> Array:
         """Round to nearest what a kernel keeps between two passes over a row (a mean, a sum)."""
@@ -95,25 +97,24 @@ class Arithmetic(NamedTuple):
             return x
         return self.xp.asarray(quantize(x, self.accumulator.format))  # type: ignore[no-any-return]
 
-    def _accumulate(self, length: int, part: Callable[[int, int], Array]) -> Array:
-        """Add up ``part(start, stop)`` over the contraction, rounding the total at each step."""
-        unit = self.accumulator
+    def _multiply(self, a: Array, b: Array) -> Array:
+        """Multiply matrices, or stacks of them, with the accumulator."""
+        unit, shape = self.accumulator, _product_shape(a.shape, b.shape)
         assert unit is not None
-        total: Any = 0.0
-        outer: Any = 0.0
-        rounded = 0  # elements that drew random words so far
-        for start in range(0, length, unit.every):
-            stop = min(start + unit.every, length)
-            term = self.xp.asarray(part(start, stop))
-            words = None
-            if stochastic(unit.rounding) and self.draw is not None:
-                words = self.draw(term.shape, rounded)
-                rounded += term.size
-            total = quantize(total + term, unit.format, unit.rounding, random=words)
-            if unit.chunk and (stop % unit.chunk == 0 or stop == length):
-                outer = quantize(outer + total, unit.outer)
-                total = 0.0
-        return self.xp.asarray(outer if unit.chunk else total)  # type: ignore[no-any-return]
+        product = self.empty(shape)
+        if unit.every == 1 and self.xp is np:
+            left, right = (
+                np.broadcast_to(x, (*shape[:-2], *x.shape[-2:])).reshape(-1, *x.shape[-2:])
+                for x in (a, b)
+            )
+            multiply(unit, left, right, product.reshape(-1, *shape[-2:]), self.draw)
+            return product
+
+        def part(start: int, stop: int) -> Array:
+            self.xp.matmul(a[..., start:stop], b[..., start:stop, :], out=product)
+            return product
+
+        return add_up(unit, a.shape[-1], part, self.draw)
 
 
 def _product_shape(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:

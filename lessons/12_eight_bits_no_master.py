@@ -150,11 +150,8 @@ with plt.rc_context(RC | {"lines.linewidth": 2.2}):
     top.text(4, 1.6, "nearest", color=PURPLE, weight="bold")
     top.text(4.7, fp32[0].final_loss() * 1.5, "by chance", color=PURPLE, weight="bold")
     top.text(5.1, fp32[0].final_loss() * 0.8, "fp32", va="top")
-    top.set(
-        yscale="log",
-        ylabel=f"loss after {STEPS} steps",
-        xlabel="FL: weights are multiples of $2^{-FL}$",
-    )
+    top.set(yscale="log", ylim=(4e-3, 4), ylabel=f"loss after {STEPS} steps")
+    top.set_xlabel("FL: weights are multiples of $2^{-FL}$")
     top.set_title("To nearest there is an edge; by chance there is none")
     bins = np.arange(-20, -7.75, 0.25)
     counts = np.histogram(np.log2(sizes[sizes > 0]), bins)[0] / sizes.size

@@ -46,6 +46,8 @@ def test_the_error_is_that_of_the_gradient(run):
     expected = relative_error(moment.gradients(), moment.reference())
     assert step.drift.rho == pytest.approx(expected)
     assert headroom(step) > 0
+    assert len(repr(step)) < 80
+    assert repr(step).startswith(f"Step(5, {len(step.ops)} ops, gradient ")
 
 
 def test_room_is_that_of_the_gradients_and_not_of_the_1_that_they_start_from(run):

@@ -20,8 +20,8 @@ DIGITS = 6
 """Significant digits of the numbers beside a figure: what a picture shows, and every machine has."""
 
 
-def save(fig: Figure, name: str, data: Mapping[str, Any]) -> list[Path]:
-    """Write ``figures/NAME.png``, ``.svg`` and ``.json``, and return their paths.
+def save(fig: Figure, name: str, data: Mapping[str, Any]) -> None:
+    """Write ``figures/NAME.png``, ``.svg`` and ``.json``, and say where they are.
 
     `data` are the plotted arrays; they are written with six significant digits, NaN and infinities
     as text.  The same figure gives the same bytes, whatever the day and the version of matplotlib's
@@ -44,7 +44,6 @@ def save(fig: Figure, name: str, data: Mapping[str, Any]) -> list[Path]:
     paths.append(beside)
     current().saved.extend(paths)
     say("figure   ", f"{paths[0]} (and .svg, and its data as .json)", "cyan")
-    return paths
 
 
 def _folder() -> Path:

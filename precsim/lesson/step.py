@@ -42,13 +42,18 @@ HUES = {"zero": "#d9d9d9", "flushed": "#E69F00", "subnormal": "#F6D9A0", "normal
 NAMES = {"nan": "not finite before"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step:
     """What a step's forward and backward pass did: its ops in order, and its gradient's error."""
 
     moment: Moment
     ops: list[Op]
     drift: Drift
+
+    def __repr__(self) -> str:
+        """Say what a notebook should show of a cell that ends in `show_step`: little."""
+        error = f"gradient {share(self.drift.rho)} from float64's"
+        return f"Step({self.moment.step}, {len(self.ops)} ops, {error})"
 
     def worst(self, count: int = WORST) -> list[Op]:
         """Return the ops in the worst health: overflow, what is not finite, what was flushed."""

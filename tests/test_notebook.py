@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from test_catalogue import HEAD
@@ -24,3 +25,21 @@ def test_without_jupytext(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jupytext", None)
     with pytest.raises(NotebookError, match=r"precsim\[lessons\]"):
         to_notebook(tmp_path / "x.py", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_notebook_runs_and_draws(tmp_path, monkeypatch):
+    """Lesson 01 in a kernel of its own, in a folder without the course."""
+    for needed in ("jupytext", "ipykernel"):
+        pytest.importorskip(needed, exc_type=ImportError)
+    nbclient = pytest.importorskip("nbclient", exc_type=ImportError)
+    nbformat = pytest.importorskip("nbformat", exc_type=ImportError)
+    monkeypatch.setenv("PRECSIM_QUICK", "1")
+    lesson = next(Path(__file__).resolve().parents[1].glob("lessons/01_*.py"))
+    notebook = nbformat.read(to_notebook(lesson, tmp_path), as_version=4)
+    where = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=300, resources=where).execute()
+    said = json.dumps([cell.get("outputs", []) for cell in notebook.cells])
+    assert "e4m3 goes up to 448" in said
+    assert "image/png" in said
+    assert (tmp_path / "figures" / "01_the_grid.png").exists()

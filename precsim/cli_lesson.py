@@ -26,7 +26,7 @@ from precsim.lesson.catalogue import (
 )
 from precsim.lesson.course import Outcome
 from precsim.lesson.notebook import NotebookError, to_notebook
-from precsim.lesson.progress import note, progress, told
+from precsim.lesson.progress import entry, note, progress, told
 from precsim.lesson.session import Mode
 from precsim.runs.lines import dump
 
@@ -158,7 +158,8 @@ def _study(head: Head, mode: Mode, figures: Path | None) -> Outcome:
 def _ending(outcome: Outcome) -> str:
     checks = outcome.session.checks
     held = sum(check.holds for check in checks)
-    return f"--- {held} of {len(checks)} claims hold, {outcome.seconds:.0f} s"
+    you = told(entry(outcome)).partition(": ")[2]
+    return f"--- {held} of {len(checks)} claims hold, {outcome.seconds:.0f} s.  You: {you}"
 
 
 def _write_pages(folder: Path, outcomes: list[Outcome], *, full: bool) -> None:

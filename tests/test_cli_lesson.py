@@ -50,6 +50,7 @@ def test_quick_replaces_no_figure_and_a_run_does(course, lesson):
     assert code == 0
     assert "3 of 3 claims hold" not in out  # one seed: two claims
     assert "2 of 2 claims hold" in out
+    assert "You: 1 of 1 predicted, 0 of 0 solved" in out
     assert not (figures / "42_answer.png").exists()
     assert lesson("run", "42")[0] == 0
     assert (figures / "42_answer.png").exists()

@@ -12,17 +12,21 @@ from precsim.runs.files import RunError, write_file
 NAME = ".progress.json"
 
 
-def note(folder: Path, outcome: Outcome) -> None:
-    """Keep what became of a lesson; a folder that cannot be written keeps nothing."""
+def entry(outcome: Outcome) -> dict[str, Any]:
+    """Return what is kept of a lesson that ran."""
     session = outcome.session
-    known = progress(folder)
-    known[outcome.head.number] = {
+    return {
         "holds": not outcome.failed,
         "predicted": sum(right is True for right in session.predictions.values()),
         "predictions": len(session.predictions),
         "solved": sum(exercise.state == "right" for exercise in session.exercises),
         "exercises": len(session.exercises),
     }
+
+
+def note(folder: Path, outcome: Outcome) -> None:
+    """Keep what became of a lesson; a folder that cannot be written keeps nothing."""
+    known = progress(folder) | {outcome.head.number: entry(outcome)}
     try:
         write_file(folder / NAME, json.dumps(known, indent=1).encode())
     except (OSError, RunError):
@@ -38,11 +42,11 @@ def progress(folder: Path) -> dict[str, dict[str, Any]]:
     return known if isinstance(known, dict) else {}
 
 
-def told(entry: dict[str, Any] | None) -> str:
+def told(known: dict[str, Any] | None) -> str:
     """Return a reader's progress in a lesson in a few words; "" where they have not begun."""
-    if not entry:
+    if not known:
         return ""
-    done = entry.get("solved") == entry.get("exercises") and entry.get("holds")
-    predicted = f"{entry.get('predicted')} of {entry.get('predictions')} predicted"
-    solved = f"{entry.get('solved')} of {entry.get('exercises')} solved"
+    done = known.get("solved") == known.get("exercises") and known.get("holds")
+    predicted = f"{known.get('predicted')} of {known.get('predictions')} predicted"
+    solved = f"{known.get('solved')} of {known.get('exercises')} solved"
     return f"{'done' if done else 'run'}: {predicted}, {solved}"

@@ -21,8 +21,12 @@ from precsim.runs.follow import Follower, State
 from precsim.runs.lines import dump
 from precsim.runs.run import open_run
 from precsim.show import terminal, watching
+from precsim.show.progress import Bars
 
 MOST_RUNS = 8
+
+DRIFT = 6
+"""Checkpoints at which gradients are compared, if nobody says how many."""
 
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Where runs were recorded.")]
 
@@ -41,14 +45,18 @@ def report(
     drift: Annotated[
         int,
         typer.Option(min=0, metavar="N", help="Checkpoints at which gradients are compared."),
-    ] = 6,
+    ] = DRIFT,
+    twin: Annotated[
+        bool,
+        typer.Option("--twin", help="Train again beside a float64 twin: three times as long."),
+    ] = False,
 ) -> None:
     """Write recorded runs into one HTML file: curves, loss scale, drift, and a player of their steps.
 
     It loads nothing and can be read without scripts.  The first run is what the others are compared
     with.  Of a long run it holds a choice of steps, and says so.
     """
-    from precsim.report.collect import collect
+    from precsim.report.collect import Collected, collect
     from precsim.report.page import library, render, require
     from precsim.report.player import MOST_ROWS
 
@@ -57,12 +65,19 @@ def report(
         fail(f"expected at most {MOST_RUNS} runs in one report; got {len(folders)}", 2)
     runs = [open_run(folder) for folder in folders]
     _, err = consoles()
-    found = []
-    for run, name in zip(runs, names(folders), strict=True):
-        with err.status(f"reading {name}"):
-            found.append(collect(run, name, rows=MOST_ROWS // len(runs), points=drift))
+    steps = sum(len(run.records) for run in runs)
+    found: list[Collected] = []
+    with Bars(err, {"runs": ("beside a float64 twin", "")}, max(1, steps), quiet=not twin) as bars:
+        for run, name in zip(runs, names(folders), strict=True):
+            before = sum(len(one.records) for one in found)
+
+            def tell(done: int, loss: float, before: int = before) -> None:
+                bars("runs", before + done, loss)
+
+            rows = MOST_ROWS // len(runs)
+            found.append(collect(run, name, rows=rows, points=drift, twin=twin, on_step=tell))
     words = ["precsim", "report", *map(str, folders), "-o", str(output)]
-    words += [] if drift == 6 else ["--drift", str(drift)]
+    words += ["--twin"] if twin else ["--drift", str(drift)] if drift != DRIFT else []
     page = render(found, shlex.join(words)).encode()
     write_file(output, page)
     sizes = f"{len(page) / 1e6:.1f} MB, {len(library()) / 1e6:.1f} MB of it Plotly.js"

@@ -17,6 +17,7 @@ import pytest
 from tiny_runs import Stop, tiny
 
 import precsim as ps
+from precsim.analyse import twins
 from precsim.analyse.drift import local
 from precsim.analyse.recorded import moment_at
 from precsim.cli_views import names
@@ -193,6 +194,26 @@ def test_drift_is_that_of_the_checkpoints(folder):
         assert point.drift == local(moment_at(run, point.step))
     assert drifts(run, 0) == []
     assert [point.step for point in drifts(run, 2)] == [0, 6]
+
+
+def test_beside_a_twin(folder):
+    run = ps.open(folder / "flushed")
+    told = []
+    one = collect(run, "flushed", rows=1000, points=3, twin=True,
+                  on_step=lambda done, loss: told.append(done))  # fmt: skip
+    assert told == list(range(1, 9))
+    expected = twins.drifts(run)
+    assert [(p.step, p.drift) for p in one.drift] == [(p.step, p.gradient) for p in expected.points]
+    html = page.render([one], "again")
+    last = expected.points[-1]
+    rows = [row for row in Text(html).rows if len(row) == 7 and row[0] == str(last.step)]
+    assert f"{100 * last.distance:.2g}%" in [cell for row in rows for cell in row]
+    assert f"after step {last.step} the weights are" in Text(html).text
+    shown = json.loads(embedded(html))["runs"][0]["twin"]
+    assert [point["apart"] for point in shown] == [p.distance for p in expected.points]
+    without = rendered(folder, "flushed")
+    assert json.loads(embedded(without))["runs"][0]["twin"] == []
+    assert "Beside a float64 twin" not in Text(without).text
 
 
 def test_a_run_without_ops_and_one_without_its_text(folder, tmp_path):

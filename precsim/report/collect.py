@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from precsim.analyse import twins
 from precsim.analyse.timeline import Skip, timeline
 from precsim.report import player
-from precsim.report.drifts import Point, drifts
+from precsim.report.drifts import Point, beside_twin, drifts
 from precsim.runs.config import TrainConfig
 from precsim.runs.data import DataError
 from precsim.runs.files import DamagedError, RunError
@@ -43,6 +44,7 @@ class Collected:
     skips: tuple[Skip, ...]
     alarm: str
     drift: list[Point]
+    twin: twins.Drifts | None
     player: dict[str, Any]
     changes: list[str]
     changed_at: list[int]
@@ -57,9 +59,19 @@ class Collected:
         return any(r.scale != 1 or r.skipped for r in self.records)
 
 
-def collect(run: StoredRun, name: str, *, rows: int, points: int) -> Collected:
+def collect(
+    run: StoredRun,
+    name: str,
+    *,
+    rows: int,
+    points: int,
+    twin: bool = False,
+    on_step: Callable[[int, float], None] | None = None,
+) -> Collected:
     """Read a run; at most `rows` ops of its steps, and the drift at `points` checkpoints.
 
+    With `twin` it is trained again beside a float64 twin (`precsim.analyse.twins`); `on_step` hears
+    (steps done, the run's loss).
     What cannot be computed, because the text is gone or a checkpoint damaged, is left out with a note.
     Raises `RunError` where the recording itself is damaged, or has no step yet.
     """
@@ -72,14 +84,19 @@ def collect(run: StoredRun, name: str, *, rows: int, points: int) -> Collected:
     skips, alarm, headroom = _skips(run, notes)
     must = [summary.trouble.step] if summary.trouble else []
     shown = player.collect(run, [*must, *(skip.step for skip in skips[:6])], rows)
+    drift: list[Point] = []
+    beside = None
     try:
-        drift = drifts(run, points)
+        if twin:
+            beside = twins.drifts(run, on_step=on_step)
+            drift = beside_twin(beside)
+        else:
+            drift = drifts(run, points)
     except (DataError, RunError) as error:
-        drift = []
         notes.append(f"drift was not computed: {error}")
     return Collected(
         name, str(run.path), format_of(run.config), run.config, summary, records,
-        _curves(records, headroom), skips, alarm, drift, shown, list(map(str, run.changes)),
+        _curves(records, headroom), skips, alarm, drift, beside, shown, list(map(str, run.changes)),
         [change.step for change in run.changes],
         command(run, name), dict(run.manifest.formats), dict(run.manifest.fingerprint), notes,
     )  # fmt: skip

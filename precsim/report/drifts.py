@@ -1,14 +1,17 @@
-"""Local drift along a run: at its checkpoints, the emulated gradient beside float64's.
+"""Drift along a run, as the report shows it.
 
-Only checkpoints are looked at, because there nothing has to be trained again; each costs a step
-and its float64 twin.
+Without a twin, at checkpoints: there nothing has to be trained again, and each costs a step and its
+float64 counterpart.  With one, as `precsim.analyse.twins` measures it, which takes about three times
+as long as the run did.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from math import degrees
+from math import degrees, isfinite, isnan
 
+from precsim.analyse import twins
 from precsim.analyse.drift import Drift, compare
 from precsim.analyse.moment import unit
 from precsim.analyse.recorded import moment_at
@@ -30,20 +33,38 @@ class Point:
         """Angle between the two gradients in degrees."""
         return degrees(self.drift.angle)
 
+    @property
+    def defined(self) -> bool:
+        """Whether both gradients are finite, and float64's is not zero."""
+        return isfinite(self.drift.rho)
+
 
 def drifts(run: StoredRun, most: int) -> list[Point]:
     """Return the drift at up to `most` checkpoints, evenly spread, the first and the last included.
 
-    Raises `DataError` where the run's text is gone.
+    Raises `DataError` where the run's text is gone, `RunError` where a checkpoint cannot be used.
     """
     end = min(run.manifest.start + len(run.records), run.config.steps - 1)
     steps = [step for step in dict.fromkeys(run.checkpoints) if step <= end]
     return [_point(run, step) for step in choose(steps, most)] if most else []
 
 
+def beside_twin(found: twins.Drifts) -> list[Point]:
+    """Return the drift of the gradient at the steps that were measured beside a twin."""
+    return [
+        Point(p.step, p.gradient, *_worst({n: d.rho for n, d in p.gradients.items()}))
+        for p in found.points
+    ]
+
+
 def _point(run: StoredRun, step: int) -> Point:
     moment = moment_at(run, step)
     measured, truth, u = moment.gradients(), moment.reference(), unit(moment.policy)
     parts = {n: compare({n: measured[n]}, {n: truth[n]}, u).rho for n in truth if n in measured}
-    worst = max(parts, key=lambda name: (parts[name] != parts[name], parts[name]), default="")
-    return Point(step, compare(measured, truth, u), worst, parts.get(worst, 0.0))
+    return Point(step, compare(measured, truth, u), *_worst(parts))
+
+
+def _worst(parts: Mapping[str, float]) -> tuple[str, float]:
+    """Return the parameter with the largest error, and it; NaN is larger than any number."""
+    worst = max(parts, key=lambda name: (isnan(parts[name]), parts[name]), default="")
+    return worst, parts.get(worst, 0.0)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
-from math import isnan, log2
+from math import isfinite, isnan, log2
 from typing import Any
 
 from precsim import __version__
@@ -27,6 +27,7 @@ from precsim.observe.counters import LOWEST, OpCounts
 from precsim.report.collect import Collected, hue
 from precsim.runs.files import RunError
 from precsim.runs.lines import dump
+from precsim.show.drift_table import sentences
 from precsim.show.html import COLOURS, HEADINGS, cells, key, trouble
 from precsim.show.ranges import format_range
 from precsim.show.style import BLACK, share
@@ -57,7 +58,13 @@ def render(runs: Sequence[Collected], again: str) -> str:
         loader=jinja2.PackageLoader("precsim.report"), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"share": share, "brief": _brief, "exponent": _exponent, "hue": _ink}
+    environment.filters |= {
+        "share": share,
+        "brief": _brief,
+        "exponent": _exponent,
+        "part": _part,
+        "hue": _ink,
+    }
     templates = files("precsim.report") / "templates"
     parts = {name: Markup((templates / name).read_text("utf-8"))
              for name in ("report.css", "report.js")}  # fmt: skip
@@ -69,6 +76,7 @@ def render(runs: Sequence[Collected], again: str) -> str:
         tables=[_static_ops(run) for run in runs],
         steps=[_static_steps(run) for run in runs],
         settings=_settings(runs),
+        said=[sentences(run.twin) if run.twin else [] for run in runs],
         headings=HEADINGS,
         key=Markup(key()),
         markup=Markup,
@@ -136,13 +144,21 @@ def _data(runs: Sequence[Collected]) -> dict[str, Any]:
                 "drift": [
                     {"step": p.step, "rho": p.drift.rho, "u": p.drift.rho_u, "angle": p.angle,
                      "worst": p.worst, "worst_rho": p.worst_rho}
-                    for p in run.drift if not p.drift.nonfinite
+                    for p in run.drift if p.defined
                 ],
+                "twin": _twin(run),
                 "player": run.player,
             }
             for run in runs
         ],
     }  # fmt: skip
+
+
+def _twin(run: Collected) -> list[dict[str, Any]]:
+    """Return how far the weights are from the twin's at each measured step, and one kick is."""
+    points = run.twin.points if run.twin else ()
+    return [{"step": p.step, "apart": p.distance, "kick": p.chaos, "update": p.update.rho,
+             "lost": p.swamped} for p in points if isfinite(p.distance)]  # fmt: skip
 
 
 def _format(name: str) -> dict[str, Any]:
@@ -207,6 +223,11 @@ def _brief(value: float) -> str:
 def _ink(fmt: str) -> str:
     """Return a format's colour as CSS; black is the page's own ink, dark or light."""
     return "var(--ink)" if hue(fmt) == BLACK else hue(fmt)
+
+
+def _part(value: float) -> str:
+    """Return a relative size in percent, two digits."""
+    return f"{100 * value:.2g}%" if isfinite(value) else "-"
 
 
 def _exponent(value: float) -> str | None:

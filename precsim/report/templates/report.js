@@ -129,7 +129,7 @@
   const config = { displayModeBar: false, responsive: true };
   const small = () => window.innerWidth < 620;
   function layout(more) {
-    const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true, ticks: "" };
+    const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true, ticks: "", tickfont: { size: 12 } };
     const { axes = ["xaxis", "yaxis"], ...rest } = more;
     const base = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 54, r: 16, t: 34, b: 40 },
       font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", size: 13, color: css("--ink") },
@@ -208,12 +208,28 @@
       drift.push({ x, y: r.drift.map((p) => 100 * p.rho), name, mode: "lines+markers", line, marker: { size: 7 }, customdata: about, hovertemplate: `${name}: %{y:.2g}%<br>%{customdata}<extra></extra>` });
       drift.push({ x, y: r.drift.map((p) => p.angle), name, showlegend: false, xaxis: "x2", yaxis: "y2", mode: "lines+markers", line, marker: { size: 7 }, hovertemplate: `${name}: %{y:.2g}\u00b0<extra></extra>` });
     });
-    const stacked = small(), log = { type: "log", dtick: 1, exponentformat: "power", minor: { showgrid: false } };
+    const stacked = small();
     chart("drift", drift, { height: stacked ? 460 : 300, axes: ["xaxis", "yaxis", "xaxis2", "yaxis2"],
       xaxis: { title: { text: stacked ? "" : "step" }, domain: stacked ? [0, 1] : [0, 0.44] },
-      yaxis: { ...log, title: { text: "error of the gradient (%)" }, domain: stacked ? [0.56, 1] : [0, 1] },
+      yaxis: { ...logAxis(drift, "y"), title: { text: "error of the gradient (%)" }, domain: stacked ? [0.56, 1] : [0, 1] },
       xaxis2: { title: { text: "step" }, domain: stacked ? [0, 1] : [0.56, 1], anchor: "y2" },
-      yaxis2: { ...log, title: { text: "angle (degrees)" }, domain: stacked ? [0, 0.42] : [0, 1], anchor: "x2" } });
+      yaxis2: { ...logAxis(drift, "y2"), title: { text: "angle (degrees)" }, domain: stacked ? [0, 0.42] : [0, 1], anchor: "x2" } });
+  }
+  function beside() {  // the way between the weights and the float64 twin's, and what one kick would have become
+    const apart = [];
+    data.runs.forEach((r, i) => {
+      if (!r.twin.length) return;
+      const style = styleOf(i), name = escape(r.name), x = r.twin.map((p) => p.step), positive = (key) => r.twin.map((p) => (p[key] > 0 ? 100 * p[key] : null));
+      apart.push({ x, y: positive("kick"), name: `${name}, one kick`, mode: "lines", line: { color: style.color, width: 1.4, dash: "dot" }, hovertemplate: `${name}, one kick: %{y:.2g}%<extra></extra>` });
+      apart.push({ x, y: positive("apart"), name: `${name}, weights apart`, mode: "lines+markers", line: { ...style, width: 2.4 }, marker: { size: 7 },
+        customdata: r.twin.map((p) => [brief(100 * p.update, 2), share(p.lost)]), hovertemplate: `${name}: %{y:.2g}% of the way apart<br>the update is %{customdata[0]}% off, %{customdata[1]} of it lost<extra></extra>` });
+    });
+    if (apart.length) chart("twin", apart, { height: 320, showlegend: true, xaxis: { title: { text: "step" } }, yaxis: { ...logAxis(apart, "y"), title: { text: "weights apart (% of the way)" } } });
+  }
+  function logAxis(traces, which) {  // every decade has a tick; fewer than two have 2 and 5 as well
+    const values = traces.filter((t) => (t.yaxis || "y") === which).flatMap((t) => t.y).filter((v) => v > 0);
+    const decades = values.length ? Math.log10(Math.max(...values) / Math.min(...values)) : 0;
+    return { type: "log", dtick: decades < 1.6 ? "D2" : 1, exponentformat: "power" };
   }
   function moveCursors() {
     for (const box of Object.values(cursors))
@@ -462,6 +478,7 @@
   Plotly = window.Plotly;
   function everything() {
     curves();
+    beside();
     if (run().player.steps.length && $("controls")) { histogram(); map(); moveCursors(); }
   }
   everything();

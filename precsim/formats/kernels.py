@@ -95,6 +95,7 @@ class Plan:
     below_half: Any  # the largest number less than 1/2
     largest: Any
     flush_below: Any  # results smaller than this are zeros
+    plain: bool  # `is_plain`
     quiet: Any  # place of the bit that makes a NaN of an infinity
 
 
@@ -128,6 +129,7 @@ def plan_for(dtype: np.dtype[Any], fmt: Format) -> Plan:
             below_half=np.nextafter(value(0.5), value(0)),
             largest=value(fmt.max),
             flush_below=value(fmt.smallest_normal if not fmt.subnormals and fmt.has_zero else 0),
+            plain=is_plain(fmt),
             quiet=uint(carrier.nmant - 1),
         )
 
@@ -160,8 +162,10 @@ def round_in_steps(
     bits, field = multiple.view(uint), step.view(uint)
     xp.bitwise_and(x.view(uint), plan.exponent_mask, out=field)
     high = bool(field.max() >= plan.top)
-    # NumPy's maximum of an array and a scalar takes several times as long as its clip.
-    xp.clip(step, plan.lowest, plan.highest, out=step)
+    if step.size < 8192 and not high:  # NumPy's clip is slow to call, its maximum slow to run
+        xp.maximum(step, plan.lowest, out=step)
+    else:
+        xp.clip(step, plan.lowest, plan.highest, out=step)
     step *= plan.eps
     unsigned = rounding not in _ONE_INSTRUCTION
     if unsigned:  # with the sign in the step, the multiple is a magnitude
@@ -173,7 +177,7 @@ def round_in_steps(
         lost = (multiple == 0) & (x != 0)
         xp.copyto(multiple, 0.25 if unsigned else xp.copysign(0.25, x), where=lost)
     _round_to_whole(multiple, plan, rounding, words)
-    if high or not is_plain(plan.fmt):
+    if high or not plan.plain:
         multiple *= step
         _finish(x, multiple, out, plan, rounding, overflow, high=high)
     else:
@@ -242,6 +246,9 @@ def round_by_bits(
     xp, shift = array_module(x), int(plan.shift)
     source, rounded = x.view(plan.uint), scratch("multiple", x)
     bits = rounded.view(plan.uint)
+    nan = bool(xp.isnan(x.max()))
+    # The carry makes infinities of itself, and truncation none.
+    stops = overflow is Overflow.SATURATE or rounding in _MINDFUL
     if shift == 0 or rounding is Rounding.TOWARD_ZERO:
         xp.bitwise_and(source, plan.keep_mask, out=bits)
     elif rounding is Rounding.NEAREST:
@@ -249,6 +256,9 @@ def round_by_bits(
         bits &= plan.one
         bits += plan.uint((1 << shift - 1) - 1)
         bits += source
+        if plan.plain and not stops and not nan:
+            xp.bitwise_and(bits, plan.keep_mask, out=out.view(plan.uint))
+            return
         bits &= plan.keep_mask
     elif rounding is Rounding.STOCHASTIC and shift <= 32:
         # The first `shift` bits of the word are less than the bits to be dropped iff these carry
@@ -264,11 +274,9 @@ def round_by_bits(
         return
     else:
         _climb(x, rounded, plan, rounding, words)
-    if xp.isnan(x.max()):  # a carry out of a NaN's fraction would make it a number
+    if nan:  # a carry out of a NaN's fraction would make it a number
         xp.copyto(rounded, x + x, where=xp.isnan(x))  # the sum is a quiet one
-    # The carry makes infinities of itself, and truncation none.
-    stops = overflow is Overflow.SATURATE or rounding in _MINDFUL
-    if stops or not is_plain(plan.fmt):
+    if stops or not plan.plain:
         _finish(x, rounded, out, plan, rounding, overflow, high=stops)
     else:
         out[...] = rounded

@@ -133,7 +133,7 @@ def _visit(op: Primitive, inputs: tuple[Tensor, ...], context: Context) -> Site:
 
 def _in_carrier(op: Primitive, operands: tuple[Any, ...], context: Context) -> tuple[Tensor, ...]:
     """Return the operands as tensors of the policy's carrier; those of another are carried over."""
-    inputs = tuple([as_tensor(x) for x in operands])
+    inputs = tuple([x if type(x) is Tensor else as_tensor(x) for x in operands])
     carrier = context.policy.carrier
     for x in inputs:
         if x.data.dtype != carrier and op.name != "carry":

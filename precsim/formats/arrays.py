@@ -17,6 +17,8 @@ def array_module(x: object) -> Any:
     Python numbers, lists and everything else that NumPy can read count as NumPy's.  Never imports
     CuPy: where there is a CuPy array, it is in `sys.modules` already.
     """
+    if type(x) is np.ndarray:  # which is what is nearly always asked about
+        return np
     root = type(x).__module__.partition(".")[0]
     return sys.modules["cupy"] if root == "cupy" else np
 

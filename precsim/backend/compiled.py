@@ -111,6 +111,18 @@ def _kernels(size: int, *, counts: bool = True) -> Any:
     return _fused()
 
 
+def counting() -> Any:
+    """Return the module that counts what rounding did (`tally`, `exponent_fields`); None: use NumPy.
+
+    In the same tiers as it rounds, of arrays of any size: counting takes NumPy a dozen calls.
+    """
+    if _kernels(LARGE, counts=False) is None:
+        return None
+    from precsim.backend import fused_counts
+
+    return fused_counts
+
+
 @cache
 def _fused() -> ModuleType | None:
     """Return the module of compiled kernels, which imports Numba; None where that is missing."""

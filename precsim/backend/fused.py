@@ -34,7 +34,8 @@ STEPS, BITS, WIDE = range(3)
 
 _intrinsic: Any = intrinsic
 _inlined: Any = numba.njit(inline="always")
-_compiled: Any = numba.njit(nogil=True, cache=True)
+compiled: Any = numba.njit(nogil=True, cache=True)
+summing: Any = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
 
 
 class Numbers(NamedTuple):
@@ -314,7 +315,7 @@ def kernel(how: int, mode: int, *, plain: bool, in_place: bool) -> Callable[...,
     """
     drawn = mode >= EXACT
 
-    @_compiled
+    @compiled
     def run(source: Any, target: Any, words: Any, c: Any) -> None:
         for i in range(target.size):
             bits = target[i] if in_place else source[i]
@@ -333,7 +334,7 @@ def kernel(how: int, mode: int, *, plain: bool, in_place: bool) -> Callable[...,
 def product_kernel(how: int, mode: int, *, plain: bool) -> Callable[..., None]:
     """Return ``run(left, right, total, numbers)``; `total` is bits, the other two are floats."""
 
-    @_compiled
+    @compiled
     def run(left: Any, right: Any, total: Any, c: Any) -> None:
         stack, rows, columns = total.shape
         for s in range(stack):

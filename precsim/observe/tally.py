@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from precsim.backend import compiled
 from precsim.engine.context import current
 from precsim.formats.arrays import array_module
 from precsim.formats.format import Format
@@ -38,23 +39,31 @@ class Ends(NamedTuple):
     normal_from: float  # a smaller result is subnormal or zero
     finite_to: float  # no larger magnitude, no infinity and no NaN
     largest: float  # beyond it results are saturated, or infinite, or NaN
+    normal_bits: Any  # and the bits of these two, and of infinity
+    largest_bits: Any
+    infinity_bits: int
 
 
 @lru_cache(maxsize=1024)
 def ends(fmt: AnyFormat, dtype: np.dtype[Any]) -> Ends:
     """Return the ends of a format; a shared scale has none in its own units."""
-    has_zero = element_of(fmt).has_zero
-    if not isinstance(fmt, Format):
-        return Ends(False, inf if has_zero else 0.0, 0.0, -1.0, inf)
-    limits = np.finfo(dtype)
+    has_zero, limits = element_of(fmt).has_zero, np.finfo(dtype)
+    exact, smallest, normal, finite, largest = False, inf, 0.0, -1.0, inf
+    if isinstance(fmt, Format):
+        carrier = limits.nmant, limits.minexp, limits.maxexp - 1
+        exact = fmt.subnormals and fmt.has_inf and (fmt.man_bits, fmt.emin, fmt.emax) == carrier
+        smallest, finite = (fmt.smallest_subnormal, fmt.max) if fmt.signed else (inf, -1.0)
+        normal, largest = fmt.smallest_normal if has_zero else 0.0, fmt.max
+    bits: Any = np.array([normal, largest, inf], dtype).view(f"u{dtype.itemsize}")
     return Ends(
-        exact=fmt.subnormals
-        and fmt.has_inf
-        and (fmt.man_bits, fmt.emin, fmt.emax) == (limits.nmant, limits.minexp, limits.maxexp - 1),
-        flushes_below=(fmt.smallest_subnormal if fmt.signed else inf) if has_zero else 0.0,
-        normal_from=fmt.smallest_normal,
-        finite_to=fmt.max if fmt.signed else -1.0,
-        largest=fmt.max,
+        exact,
+        smallest if has_zero else 0.0,
+        normal,
+        finite,
+        largest,
+        bits[0],
+        bits[1],
+        int(bits[2]),
     )
 
 
@@ -71,6 +80,33 @@ class Tally:
         xp = self._xp = array_module(exact)
         self._ends = ends(fmt, exact.dtype)
         before, after = exact.reshape(-1), rounded.reshape(-1)
+        fused = compiled.counting() if xp is np else None
+        if fused is None or not self._count_compiled(fused, before, after, histogram=histogram):
+            self._count_in_blocks(before, after, histogram=histogram)
+
+    def _count_compiled(self, fused: Any, x: Any, r: Any, *, histogram: bool) -> bool:
+        """Count in one pass, if all is finite; False: it is not, and nothing is counted."""
+        edges, uint = self._ends, f"u{x.itemsize}"
+        found = fused.tally(x, r, edges.normal_bits, edges.largest_bits)
+        if max(found.top, found.top_after) >= edges.infinity_bits:
+            return False
+        self.zeros, self.inexact, self.saturated = found.zeros, found.changed, found.saturated
+        if edges.flushes_below:
+            self.flushed = found.zeros_after - found.zeros
+        if edges.normal_from:
+            self.subnormal = found.below_normal - found.zeros_after
+        self.square, self.error = found.square, found.error
+        if found.zeros < x.size:
+            top_low = np.array([found.top, found.low + 1], uint).view(x.dtype).tolist()
+            self.amax, self.amin = top_low
+            if histogram:
+                counts = fused.exponent_fields(x)
+                counts[0] -= found.zeros
+                self.histogram = _of_fields(counts, x)
+        return True
+
+    def _count_in_blocks(self, before: Any, after: Any, *, histogram: bool) -> None:
+        xp = self._xp
         block = BLOCK_BYTES // before.itemsize if xp is np else before.size
         size = min(block, before.size)
         empty = current().pool.empty if xp is np else xp.empty
@@ -241,9 +277,14 @@ def exponent_histogram(magnitude: Any, xp: Any = np) -> npt.NDArray[np.int64]:
     counts: Any = xp.bincount(flat.view(signed) >> signed(shift))
     counts = counts.get() if hasattr(counts, "get") else counts
     counts[0] -= int(xp.count_nonzero(flat == 0))
-    if counts[0] and flat.dtype == np.float32:  # a subnormal's exponent is in its leading zeros
-        return exponent_histogram(flat.astype(np.float64), xp)
-    return _by_exponent(0, counts, flat.dtype)
+    return _of_fields(counts, flat, xp)
+
+
+def _of_fields(counts: Any, x: Any, xp: Any = np) -> npt.NDArray[np.int64]:
+    """Return counts by exponent field, without zeros, by exponent; a subnormal's is in its fraction."""
+    if counts[0] and x.dtype == np.float32:
+        return exponent_histogram(xp.abs(x).astype(np.float64), xp)
+    return _by_exponent(0, counts, x.dtype)
 
 
 def _by_exponent(first: int, counts: Any, dtype: np.dtype[Any]) -> npt.NDArray[np.int64]:

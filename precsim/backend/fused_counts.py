@@ -1,0 +1,90 @@
+"""Counting what rounding did in one pass, compiled by Numba (`precsim.backend.fused`).
+
+`precsim.observe.tally` says what the counts are, and has NumPy's way to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from precsim.backend.fused import compiled, summing
+from precsim.formats.arrays import Array
+
+
+class Counted(NamedTuple):
+    """What `tally` counts; magnitudes are bits, `low` one less than those of the smallest, not 0."""
+
+    zeros: int
+    zeros_after: int
+    below_normal: int
+    changed: int
+    saturated: int
+    top: int
+    top_after: int
+    low: int
+    square: float
+    error: float
+
+
+def tally(x: Array, rounded: Array, normal: Any, largest: Any) -> Counted:
+    """Compare arrays, flat, before and after rounding; right where both are finite throughout.
+
+    `normal` and `largest` are the bits of the smallest normal value and of the largest.
+    """
+    uint = np.uint32 if x.dtype == np.float32 else np.uint64
+    return Counted(*_tally(uint)(x, rounded, x.view(uint), rounded.view(uint), normal, largest))
+
+
+def exponent_fields(x: Array) -> Array:
+    """Return how many elements have each exponent field, in a carrier of 32 or 64 bits."""
+    uint, shift = (np.uint32, 23) if x.dtype == np.float32 else (np.uint64, 52)
+    counts = np.zeros((4, 1 << 8 * x.itemsize - 1 - shift), np.uint32)
+    _exponent_fields(x.view(uint), uint(shift), counts)
+    total: Array = counts.sum(axis=0, dtype=np.int64)
+    return total
+
+
+@cache
+def _tally(uint: Any) -> Callable[..., tuple[Any, ...]]:
+    """Return the loop for bits of a type; integer arithmetic would make all integers 64 bits wide."""
+    zero, one, magnitude = uint(0), uint(1), uint(int(np.iinfo(uint).max) >> 1)
+    last = np.iinfo(uint).max
+
+    @summing
+    def run(x: Any, r: Any, before: Any, after: Any, normal: Any, largest: Any) -> Any:
+        zeros = zeros_after = below = changed = saturated = top = top_after = zero
+        low = uint(last)
+        square = error = 0.0
+        for i in range(x.size):
+            b, a = uint(before[i] & magnitude), uint(after[i] & magnitude)
+            zeros = uint(zeros + uint(b == zero))
+            zeros_after = uint(zeros_after + uint(a == zero))
+            below = uint(below + uint(a < normal))
+            differs = uint(before[i] != after[i]) & uint(uint(b | a) != zero)
+            changed = uint(changed + differs)
+            saturated = uint(saturated + (uint(b > largest) & uint(a == largest)))
+            top, top_after = max(top, b), max(top_after, a)
+            low = min(low, uint(b - one))
+            difference = np.float64(r[i] - x[i])
+            square += np.float64(x[i]) * np.float64(x[i])
+            error += difference * difference
+        return (
+            zeros, zeros_after, below, changed, saturated, top, top_after, low, square, error
+        )  # fmt: skip
+
+    return run  # type: ignore[no-any-return]
+
+
+@compiled
+def _exponent_fields(bits: Any, shift: Any, counts: Any) -> None:
+    """Count in four tables in turn: one alone would wait for itself where neighbours are alike."""
+    mask, whole = counts.shape[1] - 1, bits.size & ~3
+    for i in range(0, whole, 4):
+        for j in range(4):
+            counts[j, (bits[i + j] >> shift) & mask] += np.uint32(1)
+    for i in range(whole, bits.size):
+        counts[0, (bits[i] >> shift) & mask] += np.uint32(1)

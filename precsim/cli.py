@@ -290,6 +290,7 @@ def _load_other_verbs() -> None:
         cli_analyse,
         cli_drift,
         cli_lesson,
+        cli_plot,
         cli_scale,
         cli_scan,
         cli_verify,
@@ -299,6 +300,7 @@ def _load_other_verbs() -> None:
     cli_analyse.register(app)
     cli_drift.register(app)
     cli_lesson.register(app)
+    cli_plot.register(app)
     cli_scale.register(app)
     cli_scan.register(app)
     cli_verify.register(app)

@@ -88,13 +88,13 @@ def in_format(policy: Policy, name: str) -> Policy:
     """
 
     def changed(precision: Precision) -> Precision:
-        if not _is_low(precision):
+        if not is_low(precision):
             return precision
         return Precision(format(name).name, precision.rounding)
 
     roles: dict[str, Any] = {role: getattr(policy, role) for role in PHASES}
     named = [*roles.values(), *(p for r in policy.rules for p in r.precisions)]
-    if not any(map(_is_low, named)):
+    if not any(map(is_low, named)):
         wanted = Precision(format(name).name)
         return replace(policy, activations=wanted, gradients=wanted, weight_gradients=wanted)
     rules = tuple(rule.with_precisions(changed) for rule in policy.rules)
@@ -102,7 +102,8 @@ def in_format(policy: Policy, name: str) -> Policy:
     return replace(policy, rules=rules, **roles)
 
 
-def _is_low(precision: Precision) -> bool:
+def is_low(precision: Precision) -> bool:
+    """Return whether a precision is of a format with fewer significand bits than fp32's 24."""
     if precision.format in FOLLOWING:
         return False
     return element_of(format(precision.format)).precision < 24

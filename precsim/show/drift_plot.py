@@ -19,7 +19,7 @@ from precsim.analyse.twins import Drifts, Point
 from precsim.formats.registry import element_of, format
 from precsim.show.canvas import LIGHT, QUIET, RC, WIDTH, Data, new_axes, power_scale
 from precsim.show.ranges import Floats
-from precsim.show.style import look
+from precsim.show.style import look, looks
 
 
 def drift_data(found: Drifts, name: str) -> Data:
@@ -61,8 +61,7 @@ def local_error(
     """
     with rc_context(RC):
         axes = axes or new_axes(4.2)
-        for run in runs:
-            style = look(run["format"])
+        for run, style in zip(runs, looks([run["format"] for run in runs]), strict=True):
             steps = run["step"]
             low, middle, high = (
                 _positive(run[f"{quantity}{end}"]) for end in ("_low", "", "_high")
@@ -88,8 +87,7 @@ def distance(axes: Axes | None = None, *, runs: Sequence[Data], title: str = "")
     """
     with rc_context(RC):
         axes = axes or new_axes(4.2)
-        for run in runs:
-            style = look(run["format"])
+        for run, style in zip(runs, looks([run["format"] for run in runs]), strict=True):
             axes.plot(run["step"], _positive(run["chaos"]), color=style.hue, linewidth=1,
                       linestyle=(0, (1, 1.5)))  # fmt: skip
             axes.plot(run["step"], _positive(run["distance"]), color=style.hue,
@@ -101,7 +99,7 @@ def distance(axes: Axes | None = None, *, runs: Sequence[Data], title: str = "")
             chaos = _positive(run["chaos"])
             axes.fill_between(run["step"], np.full(len(chaos), floor), chaos, alpha=0.12,
                               color=look(run["format"]).hue, linewidth=0)  # fmt: skip
-        axes.set_ylim(bottom=floor)
+        axes.set_ylim(floor, axes.get_ylim()[1] * 1.3)
         axes.text(0.99, 0.03, "shaded: one kick, grown as the control twin's",
                   transform=axes.transAxes, ha="right", color=QUIET, fontsize=11)  # fmt: skip
     return axes

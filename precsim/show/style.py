@@ -7,6 +7,7 @@ differ in line style, so that no meaning rests on colour alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -70,6 +71,17 @@ def look(fmt: str | AnyFormat) -> Look:
         return Look(PURPLE, DOTTED)
     relatives = {8: "bf16", 5: "fp16" if element.man_bits > 4 else "e5m2", 4: "e4m3", 3: "e3m4"}
     return Look(LOOKS[relatives.get(element.exp_bits, "e8m0")].hue, DOTTED)
+
+
+def looks(formats: Sequence[str]) -> list[Look]:
+    """Return a look for each of several runs, with line styles apart where a format comes again."""
+    found: list[Look] = []
+    for name in formats:
+        own = look(name)
+        seen = sum(one.hue == own.hue for one in found)
+        styles = [own.line, *(s for s in (SOLID, DASHED, DOTTED, DASH_DOT) if s != own.line)]
+        found.append(Look(own.hue, styles[seen % len(styles)]))
+    return found
 
 
 def power(exponent: float) -> str:

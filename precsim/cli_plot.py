@@ -1,0 +1,87 @@
+"""`precsim plot`: a figure about recorded runs, with its data beside it.
+
+Exit codes: 0 fine, 2 bad usage or bad input.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from precsim.cli_runs import consoles, fail, print_line
+from precsim.runs.files import RunError, make_folder
+from precsim.runs.lines import dump
+from precsim.runs.run import open_run
+from precsim.show.terminal import Column, table
+
+COLUMNS = (Column("figure", justify="left"), Column("of", 1, "left"), Column("what", 0, "left"))
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(plot)
+
+
+def plot(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[DIR...]", help="Where runs were recorded.")
+    ] = None,
+    figure: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which figure; without: a list of them.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(metavar="K", help="The step, where a figure is of one.")
+    ] = None,
+    op: Annotated[str | None, typer.Option("--op", metavar="GLOB", help="These ops only.")] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tol", metavar="X", help="Of the search behind the figure pareto.")
+    ] = 0.1,
+    title: Annotated[str | None, typer.Option(help="A title of your own.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help=".png, .svg, .pdf; no ending: both."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the data, or the list.")] = False,
+) -> None:
+    """Draw a figure about recorded runs, and write its data beside it as JSON."""
+    from precsim.show import gallery
+
+    out, err = consoles()
+    if figure is None:
+        if as_json:
+            print_line(dump({name: kind.about for name, kind in gallery.KINDS.items()}))
+        else:
+            rows = [[name, kind.of, kind.about] for name, kind in gallery.KINDS.items()]
+            out.print(table(COLUMNS, rows, out.width))
+        return
+    if figure not in gallery.KINDS:
+        fail(f"no figure {figure!r}: expected one of {', '.join(gallery.KINDS)}", 2)
+    if not folders:
+        fail(f"the figure {figure} is of {gallery.KINDS[figure].of}: say where it was recorded", 2)
+    of = gallery.KINDS[figure].of
+    if of == gallery.STEP and step is None:
+        fail(f"the figure {figure} is of one step: say --step K", 2)
+    if of != gallery.MANY and len(folders) > 1:
+        fail(f"the figure {figure} is of {of}; got {len(folders)} runs", 2)
+    try:
+        with err.status(f"collecting {figure}"):
+            data = gallery.collect(
+                figure, [open_run(f) for f in folders], step=step or 0, op=op, tolerance=tolerance
+            )
+        name = folders[0].resolve().name
+        where = f"{name}, step {step}" if of == gallery.STEP else name * (len(folders) == 1)
+        told = gallery.KINDS[figure].title + (f": {where}" if where else "")
+        data = {**data, "title": told if title is None else title}
+        if as_json:
+            print_line(dump(data))
+        if output is not None or not as_json:
+            file = output or Path(f"{name}-{figure}.png")
+            make_folder(file.parent)
+            paths = gallery.save(figure, data, file)
+            err.print(f"wrote {', '.join(map(str, paths))}")
+    except RunError:
+        raise
+    except ValueError as error:
+        fail(str(error), 2)

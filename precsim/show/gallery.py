@@ -1,0 +1,197 @@
+"""Every figure of recorded runs, by name: what it needs, what makes its data, what draws it.
+
+::
+
+    from precsim.show import gallery
+    axes = gallery.draw("blame", [ps.open("runs/a")], step=137)
+    gallery.save("drift", gallery.collect("drift", [ps.open("runs/a")]), "drift.png")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from precsim.analyse import blame as blaming
+from precsim.analyse import diff as diffing
+from precsim.analyse import search as searching
+from precsim.analyse.chance import averaged
+from precsim.analyse.moment import REFERENCE, Moment, Site, coarsest
+from precsim.analyse.recorded import moment_at, ops_of
+from precsim.analyse.timeline import timeline
+from precsim.analyse.twins import drifts
+from precsim.observe.trace import matches
+from precsim.runs.files import RunError
+from precsim.runs.run import StoredRun
+from precsim.show import plot
+from precsim.show.blame_plot import blame_bars, blame_bars_data
+from precsim.show.canvas import Data
+from precsim.show.chance_plot import chance, chance_data
+from precsim.show.drift_plot import distance, drift, drift_data, local_error
+from precsim.show.heat_plot import heat_map, heat_map_data
+from precsim.show.ops_plot import divergence, divergence_data, scale_chart, scale_chart_data
+from precsim.show.pareto_plot import pareto, pareto_data
+from precsim.show.scale_plot import scale_timeline, scale_timeline_data
+from precsim.show.swamped_plot import swamped, swamped_data
+
+ONE, MANY, STEP = "one run", "runs", "one step"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a figure is asked of: runs and, where it needs them, a step, ops, and a tolerance."""
+
+    runs: Sequence[StoredRun]
+    step: int = 0
+    op: str | None = None
+    tolerance: float = 0.1
+
+    @property
+    def run(self) -> StoredRun:
+        """The only run, or the first."""
+        return self.runs[0]
+
+    @property
+    def moment(self) -> Moment:
+        """The moment before the step."""
+        return moment_at(self.run, self.step)
+
+    def sites(self, moment: Moment) -> list[Site]:
+        """Return the sites that `op` names; raise `RunError` where there are none."""
+        found = [s for s in moment.sites() if self.op is None or matches(s.name, self.op)]
+        if not found:
+            msg = f"no op of step {self.step} matches {self.op!r}"
+            raise RunError(msg)
+        return found
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A figure: its title, what it shows and of what, what makes its data and what draws them."""
+
+    title: str
+    about: str
+    of: str
+    collect: Callable[[Asked], Data]
+    draw: Callable[..., Any]
+
+
+def _drifts(asked: Asked) -> Data:
+    return {"runs": [drift_data(drifts(run), run.path.resolve().name) for run in asked.runs]}
+
+
+def _drift(asked: Asked) -> Data:
+    return {"run": _drifts(asked)["runs"][0]}
+
+
+def _diff(asked: Asked) -> Data:
+    moment = asked.moment
+    high = replace(REFERENCE, granularity=moment.policy.granularity)
+    return divergence_data(diffing.diff(moment, moment.policy, high))
+
+
+def _heat(column: str) -> Callable[[Asked], Data]:
+    return lambda asked: heat_map_data(asked.run.ops(op=asked.op), column)
+
+
+def _scale_chart(asked: Asked) -> Data:
+    ops = ops_of(asked.run, asked.step)
+    return scale_chart_data([o for o in ops if not asked.op or matches(o.counts.path, asked.op)])
+
+
+def _blame(asked: Asked) -> Data:
+    moment = asked.moment
+    return blame_bars_data(blaming.blame(moment, asked.sites(moment)))
+
+
+def _pareto(asked: Asked) -> Data:
+    moment = asked.moment
+    tried: dict[frozenset[str], float] = {}
+    sites = asked.sites(moment)
+    found = searching.search(moment, asked.tolerance, sites, known=tried)
+    return pareto_data(tried, sites, found)
+
+
+def _chance(asked: Asked) -> Data:
+    moment = asked.moment
+    return chance_data(averaged(moment), coarsest(moment.policy))
+
+
+def _swamped(asked: Asked) -> Data:
+    return {
+        "runs": [swamped_data(run, run.path.resolve().name, _kept_in(run)) for run in asked.runs]
+    }
+
+
+def _kept_in(run: StoredRun) -> str:
+    """Return the format in which the optimizer keeps a run's weights."""
+    policy = run.policy
+    return (policy.master_weights if policy.has_master else policy.weights).format
+
+
+KINDS: Mapping[str, Kind] = {
+    "scales": Kind("Scale of each op", "each op's magnitudes, first to last", STEP, _scale_chart, scale_chart),
+    "flushed": Kind("Flushed", "what each op flushed, step by step", ONE, _heat("flushed_share"), heat_map),
+    "errors": Kind("Rounding errors", "each op's own error in u, step by step", ONE, _heat("err_u"), heat_map),
+    "loss_scale": Kind(
+        "Loss scale", "the loss scale, its skips, headroom and what was flushed", ONE,
+        lambda asked: scale_timeline_data(timeline(asked.run)), scale_timeline,
+    ),
+    "drift": Kind("Drift", "drift in three panels", ONE, _drift, drift),
+    "local_error": Kind("Error of the gradient", "the gradient's error at the same weights", MANY, _drifts, local_error),
+    "angle": Kind(
+        "Angle of the gradient", "the angle between the gradient and float64's", MANY,
+        lambda asked: {**_drifts(asked), "quantity": "angle"}, local_error,
+    ),
+    "distance": Kind("Drift of the weights", "weights apart, and what chaos explains", MANY, _drifts, distance),
+    "divergence": Kind("Divergence", "each op's error in u beside what is expected", STEP, _diff, divergence),
+    "blame": Kind("Blame", "each op's part in the gradient's error", STEP, _blame, blame_bars),
+    "pareto": Kind("Cost and error", "what keeping ops high costs, and gains", STEP, _pareto, pareto),
+    "chance": Kind("By chance or to nearest", "rounding by chance beside to nearest", STEP, _chance, chance),
+    "swamped": Kind("Updates that change nothing", "updates that change nothing", MANY, _swamped, swamped),
+}  # fmt: skip
+"""Name -> figure."""
+
+
+def _drawn(draw: Callable[..., Any], **data: Any) -> Figure:
+    made = draw(**data)
+    return made if isinstance(made, Figure) else made.figure
+
+
+FIGURES: Mapping[str, Callable[..., Figure]] = {
+    name: partial(_drawn, kind.draw) for name, kind in KINDS.items()
+}
+"""Name in a figure's JSON -> function that draws it, on a figure of its own."""
+
+
+def collect(name: str, runs: Sequence[StoredRun], **asked: Any) -> Data:
+    """Return the data of a figure; `asked` are the other fields of `Asked`.
+
+    Raises `ValueError` for an unknown figure, `RunError` where the runs have not what it needs.
+    """
+    if name not in KINDS:
+        msg = f"no figure {name!r}: expected one of {', '.join(KINDS)}"
+        raise ValueError(msg)
+    return KINDS[name].collect(Asked(runs, **asked))
+
+
+def draw(name: str, runs: Sequence[StoredRun], title: str = "", **asked: Any) -> Axes:
+    """Return the axes of a figure about runs (the first of them, where it has several panels)."""
+    drawn = KINDS[name].draw(**collect(name, runs, **asked), title=title)
+    return drawn.axes[0] if isinstance(drawn, Figure) else drawn
+
+
+def save(name: str, data: Data, path: str | Path) -> list[Path]:
+    """Draw a figure and write it, with its data beside it, as `plot.save` does."""
+    return plot.save(name, data, path, FIGURES)
+
+
+def redraw(path: str | Path) -> Figure:
+    """Return the figure whose data `save` wrote to the JSON file `path`."""
+    return plot.redraw(path, FIGURES)

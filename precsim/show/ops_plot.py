@@ -1,0 +1,163 @@
+"""Figures of a step's ops in the order in which they ran: their scale, and where it diverges.
+
+Functions from plain data to matplotlib `Axes`; those with `_data` behind make the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import isfinite, log2
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from precsim.analyse.diff import Diff, Verdict
+from precsim.analyse.recorded import Op
+from precsim.formats.format import Format
+from precsim.formats.registry import format
+from precsim.show.canvas import LIGHT, QUIET, RC, Data, new_axes, power_scale
+from precsim.show.style import BLUE, VERMILLION, look
+
+MOST_OPS = 60
+"""Rows of the scale chart; of more ops those stay at which the scale changes most."""
+
+HUES = {"forward": BLUE, "backward": VERMILLION}
+MARKERS = {"forward": "o", "backward": "v"}
+
+ENDS = ("smallest_subnormal", "smallest_normal", "max")
+
+
+def scale_chart_data(ops: Sequence[Op], most: int = MOST_OPS) -> Data:
+    """Return the scale of a step's forward and backward ops that have a value other than zero."""
+    rows = [op.counts for op in ops if op.counts.phase in HUES and op.counts.rms > 0]
+    steps = [abs(log2(b.rms / a.rms)) for a, b in pairwise(rows)]
+    order = np.argsort([-step for step in [float("inf"), *steps]][: len(rows)], kind="stable")
+    kept = [rows[i] for i in sorted(order[:most].tolist())]
+    return {
+        "rows": [
+            {"path": r.path, "phase": r.phase, "format": r.format, "amin": r.amin, "rms": r.rms,
+             "amax": r.amax}
+            for r in kept
+        ],
+        "left_out": len(rows) - len(kept),
+    }  # fmt: skip
+
+
+def scale_chart(
+    axes: Axes | None = None, *, rows: Sequence[Data], left_out: int = 0, title: str = ""
+) -> Axes:
+    """Draw each op's root mean square between its smallest and largest magnitude, first op on top.
+
+    Dashed lines are the ends of the formats that the ops are in, with their exact names.
+    """
+    with rc_context(RC):
+        axes = axes or new_axes(1.6 + 0.17 * len(rows))
+        for y, row in enumerate(rows):
+            low, middle, high = (log2(row[name]) for name in ("amin", "rms", "amax"))
+            hue = HUES[row["phase"]]
+            axes.plot([low, high], [y, y], color=hue, linewidth=1, alpha=0.5)
+            axes.plot([middle], [y], color=hue, marker=MARKERS[row["phase"]], markersize=5)
+        names = [row["path"].partition("/")[2] for row in rows]
+        axes.set_yticks(range(len(rows)), names, fontsize=8)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        _draw_ends(axes, rows)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"$2^{{{x:g}}}$"))
+        axes.xaxis.grid(visible=True, color=LIGHT)
+        more = f" ({left_out} ops with much the same scale left out)" if left_out else ""
+        axes.set_xlabel(f"magnitude{more}")
+        axes.legend(handles=[Line2D([], [], color=HUES[p], marker=MARKERS[p], label=p)
+                             for p in HUES], frameon=False, fontsize=11, loc="upper left",
+                    bbox_to_anchor=(0, -3.2 / (len(rows) + 3)), ncols=2)  # fmt: skip
+        axes.set_title(title)
+    return axes
+
+
+def _draw_ends(axes: Axes, rows: Sequence[Data]) -> None:
+    """Draw the ends of formats that lie where the values are, or just beyond."""
+    left, right = axes.get_xlim()
+    for name in dict.fromkeys(row["format"] for row in rows):
+        fmt = format(name)
+        if not isinstance(fmt, Format) or fmt.is_integer:
+            continue
+        for end in ENDS:
+            x = log2(getattr(fmt, end))
+            if left - 4 < x < right + (12 if end == "max" else 4):
+                hue = look(name).hue
+                axes.axvline(x, color=hue, linestyle=(0, (4, 3)), linewidth=1)
+                word = f"max {fmt.max:g}" if end == "max" else end.replace("_", " ")
+                axes.annotate(f"{name} {word}", (x, 1), (-2, -4), color=hue, rotation=90,
+                              xycoords=("data", "axes fraction"), textcoords="offset points",
+                              fontsize=8.5, va="top", ha="right")  # fmt: skip
+
+
+def divergence_data(found: Diff) -> Data:
+    """Return the error of each op in u, what is expected of it, and the first abnormal one."""
+    first = found.first_abnormal()
+    return {
+        "error": [row.total for row in found.rows],
+        "expected": [row.expected for row in found.rows],
+        "abnormal": [row.verdict is not Verdict.OK for row in found.rows],
+        "backward": next((r.index for r in found.rows if r.path.startswith("gradients/")), None),
+        "first": None if first is None else {"index": first.index, "path": first.path,
+                                             "verdict": str(first.verdict)},
+    }  # fmt: skip
+
+
+def divergence(
+    axes: Axes | None = None, *, error: Sequence[float], expected: Sequence[float],
+    abnormal: Sequence[bool], backward: int | None = None, first: Data | None = None,
+    title: str = "",
+) -> Axes:  # fmt: skip
+    """Draw each op's distance from the other run in units of u, over what is expected of it.
+
+    Abnormal ops are filled; the first has a flag.  Triangles at the top have no number: one of the
+    two is zero or not finite there.
+    """
+    with rc_context(RC):
+        axes = axes or new_axes(4.4)
+        errors = np.array([float(e) for e in error])
+        shown = np.where(np.isfinite(errors) & (errors > 0), errors, np.nan)
+        bad = np.array(abnormal, bool)
+        x = np.arange(len(errors))
+        floor = np.array([float(e) for e in expected])
+        axes.step(x, np.where(np.isfinite(floor), floor, np.nan), where="mid", color=QUIET,
+                  linewidth=1.3, label="expected from its inputs and one rounding")  # fmt: skip
+        axes.plot(x[~bad], shown[~bad], "o", color=BLUE, markersize=3.5, markerfacecolor="white",
+                  label="ok")  # fmt: skip
+        axes.plot(x[bad], shown[bad], "o", color=VERMILLION, markersize=4.5, label="abnormal")
+        power_scale(axes)
+        top = axes.get_ylim()[1]
+        lost = np.flatnonzero(~np.isfinite(errors))
+        axes.plot(lost, np.full(len(lost), top), "^", color=VERMILLION, markersize=5,
+                  clip_on=False)  # fmt: skip
+        if backward is not None:
+            axes.axvline(backward - 0.5, color=LIGHT, linewidth=1.5, zorder=0)
+            axes.annotate("backward", (backward, 0.01), (3, 2), textcoords="offset points",
+                          xycoords=("data", "axes fraction"), color=QUIET, fontsize=11)  # fmt: skip
+        if first is not None:
+            _flag(axes, first, errors, top)
+        axes.set(xlabel="op, in the order in which they run", ylabel="error in u")
+        axes.yaxis.grid(visible=True, color=LIGHT)
+        axes.legend(
+            frameon=False, fontsize=11, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=3
+        )
+        axes.set_title(title)
+    return axes
+
+
+def _flag(axes: Axes, first: Data, errors: np.ndarray, top: float) -> None:
+    at = first["index"]
+    y = float(errors[at]) if isfinite(errors[at]) and errors[at] > 0 else top
+    right = at < len(errors) / 2
+    axes.annotate(
+        f"first abnormal: {first['path']}\n{first['verdict']}", (at, y),
+        (14 if right else -14, -34 if y > top / 4 else 18), textcoords="offset points", color=VERMILLION,
+        ha="left" if right else "right", fontsize=10.5, fontweight="bold",
+        arrowprops={"arrowstyle": "-|>", "color": VERMILLION},
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    )  # fmt: skip

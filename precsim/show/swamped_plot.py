@@ -1,0 +1,47 @@
+"""Updates that change nothing, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from precsim.runs.results import Run
+from precsim.show.canvas import LIGHT, RC, Data, new_axes
+from precsim.show.plot import running_mean
+from precsim.show.style import looks, share
+
+
+def swamped_data(run: Run, name: str, fmt: str) -> Data:
+    """Return the share of lost updates of each step of a run; `fmt` is that of its weights."""
+    steps = run.steps
+    return {"name": name, "format": fmt, "step": steps["step"].tolist(),
+            "lost": steps["lost_updates"].tolist()}  # fmt: skip
+
+
+def swamped(axes: Axes | None = None, *, runs: Sequence[Data], title: str = "") -> Axes:
+    """Draw the share of the nonzero updates that changed nothing: each step faint, a mean on top.
+
+    The mean is over a twentieth of the run.  Steps without an observed update leave gaps.
+    """
+    with rc_context(RC):
+        axes = axes or new_axes(4.2)
+        for run, style in zip(runs, looks([run["format"] for run in runs]), strict=True):
+            lost = np.array([float(part) for part in run["lost"]])
+            known = np.isfinite(lost)
+            steps = np.array(run["step"])[known]
+            mean = running_mean(lost[known], max(1, len(lost) // 20))
+            axes.plot(steps, lost[known], color=style.hue, alpha=0.25, linewidth=0.8)
+            ended = f", {share(float(mean[-1]))} at the end" if mean.size else ""
+            axes.plot(steps, mean, color=style.hue, linestyle=style.line, linewidth=2.2,
+                      label=f"{run['name']} (weights in {run['format']}){ended}")  # fmt: skip
+        axes.set_ylim(-0.02, 1.02)
+        axes.set(xlabel="step", ylabel="updates that change nothing")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.yaxis.grid(visible=True, color=LIGHT)
+        axes.legend(frameon=False, fontsize=11.5, loc="best")
+        axes.set_title(title)
+    return axes

@@ -57,9 +57,9 @@ fp16 = {seed: train("fp16", seed) for seed in seeds(3)}
 predict("loss of fp16", my_guess, fp16[0].final_loss(), tol=0.3)
 for seed in seeds(3):
     good, bad = fp32[seed].final_loss(), fp16[seed].final_loss()
-    check(f"seed {seed}: fp32 learns", good < (0.2 if quick() else 0.02), good)
-    check(f"seed {seed}: fp16 is no better than ln 11", bad > np.log(11), bad)
-    check(f"seed {seed}: its loss stays finite", np.isfinite(fp16[seed].steps["loss"]))
+    check(f"seed {seed}: fp32 learns the task", good < (0.2 if quick() else 0.02), good)
+    check(f"seed {seed}: fp16 ends above ln 11", bad > np.log(11), bad)
+    check(f"seed {seed}: and yet its loss stays finite", np.isfinite(fp16[seed].steps["loss"]))
 
 # %% [markdown]
 # No error, no warning. The loss says that something is wrong, and nothing else.
@@ -74,8 +74,8 @@ for seed in seeds(3):
 moment = moment_of(fp16[0])
 step = show_step(moment)
 error, angle = step.drift.rho, np.degrees(step.drift.angle)
-check("the gradient's error is larger than the gradient", error > 1, error)
-check("it is at right angles to the true one, within 10 degrees", abs(angle - 90) < 10, angle)
+check("the error of fp16's gradient is larger than the gradient", error > 1, error)
+check("it is at right angles to float64's, within 10 degrees", abs(angle - 90) < 10, angle)
 
 # %% [markdown]
 # `gradients/lnf/layer_norm_grad` is the gradient of an activation, in the last layer norm. The ops in
@@ -88,8 +88,8 @@ check("it is at right angles to the true one, within 10 degrees", abs(angle - 90
 # %%
 first = {seed: diff(moment_of(fp16[seed])).first_abnormal() for seed in seeds(3)}
 for seed, op in first.items():
-    check(f"seed {seed}: it begins with the gradient of the loss", "cross_entropy" in op.path)
-    check(f"seed {seed}: 10 of 11 become zero", abs(op.flushed - 10 / 11) < 0.01, op.flushed)
+    check(f"seed {seed}: it begins at the gradient of the loss", "cross_entropy" in op.path)
+    check(f"seed {seed}: where 10 of 11 become zero", abs(op.flushed - 10 / 11) < 0.01, op.flushed)
 
 # %% [markdown]
 # It is p - 1 for the right character and p for each of the ten others, where p is what the model gives
@@ -105,9 +105,9 @@ for seed, op in first.items():
 worst = blame(moment).worst(3)
 for one in worst:
     print(f"{one.site.name:40} removes {one.removes:6.1%} of the error")
-check("it is the one where it began", worst[0].site.name == first[0].path)
-check("it removes more than half", worst[0].removes > 0.5, worst[0].removes)
-check("the next removes less than 1 %", worst[1].removes < 0.01, worst[1].removes)
+check("the op to blame is the one where it began", worst[0].site.name == first[0].path)
+check("in float64 it removes over half the error", worst[0].removes > 0.5, worst[0].removes)
+check("any other op removes less than 1 %", worst[1].removes < 0.01, worst[1].removes)
 
 # %% [markdown]
 # What is left is still large: the next op gets the small numbers, and drops them itself.
@@ -124,8 +124,8 @@ my_guess = None  # an integer
 # %%
 least = search(moment, 0.05)
 predict(f"ops to keep, of {len(moment.sites())}", my_guess, len(least.keep), tol=2)
-check("about a third of them", 14 <= len(least.keep) <= 20, len(least.keep))
-check("all are in the backward pass", all(site.phase == "backward" for site in least.keep))
+check("about a third of the ops must be kept", 14 <= len(least.keep) <= 20, len(least.keep))
+check("all of these are in the backward pass", all(site.phase == "backward" for site in least.keep))
 
 # %% [markdown]
 # So it is the whole way back from the loss to the embedding; and nothing there needs more *digits*.
@@ -143,7 +143,7 @@ for seed in seeds(3):
     check(f"seed {seed}: with S, fp16 ends within 10 % of fp32", abs(ratio - 1) < 0.1, ratio, who)
 rows = {s: diff(moment.at(scale=s)).rows for s in (1, S)}
 error = {s: np.array([row.total * row.u or np.nan for row in found]) for s, found in rows.items()}
-check("the step that failed: now no op is off by 1 %", np.nanmax(error[S]) < 0.01)
+check("no op of the step that failed is off by 1 % now", np.nanmax(error[S]) < 0.01)
 hue, x = look("fp16").hue, np.arange(len(rows[1]))
 back = [row.path for row in rows[1]].index(first[0].path)
 with plt.rc_context(RC | {"lines.linewidth": 2.2}):

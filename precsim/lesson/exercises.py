@@ -74,7 +74,8 @@ def exercise(
         verdict = judge(stub)
         current().exercises.append(Exercise(stub.__name__, verdict.state, judge))
         style = {UNTOUCHED: "dim", RIGHT: "green"}.get(verdict.state, "yellow")
-        say("exercise ", f"{stub.__name__}: {verdict.says}", style)
+        joint = "" if verdict.says.startswith("(") else ": "  # a call: name(arguments) should give
+        say("exercise ", f"{stub.__name__}{joint}{verdict.says}", style)
         return stub
 
     return decorate

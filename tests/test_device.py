@@ -14,9 +14,10 @@ import precsim as ps
 from precsim import testing
 from precsim.backend import key, to_numpy, uniform, words
 from precsim.cli import main
+from precsim.engine.arithmetic import Arithmetic
 from precsim.engine.context import using
 from precsim.engine.dispatch import Event
-from precsim.engine.precision import Precision
+from precsim.engine.precision import Accumulator, Precision
 from precsim.formats.accounting import quantize_counted
 from precsim.formats.codes import decode, encode
 from precsim.formats.format import Format
@@ -120,6 +121,26 @@ def test_counts(cupy, fmt):
     for sums in ("square", "error", "rms", "relative_error"):  # added up in another order
         assert got.pop(sums) == pytest.approx(expected.pop(sums), rel=1e-12)
     assert got == expected
+
+
+UNITS = ["fp16", "e4m3", "bf16>fp32@8", "fp16:stochastic", "fp16/4", "e6m9>fp16@3"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    "shapes", [((5, 12), (12, 7)), ((2, 3, 5, 12), (3, 12, 7)), ((4, 5, 6), (6, 3))]
+)
+def test_narrow_accumulators(cupy, unit, shapes):
+    rng = np.random.default_rng(4)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+
+    def multiply(xp, a, b):
+        def draw(shape, start):
+            return words(key(2, "accumulate", 0, 0), shape, start, xp)
+
+        return Arithmetic(xp, np.dtype(np.float32), Accumulator.parse(unit), draw).matmul(a, b)
+
+    same(multiply(cupy, cupy.asarray(a), cupy.asarray(b)), multiply(np, a, b))
 
 
 @pytest.mark.parametrize("changes", POLICIES.values(), ids=POLICIES)

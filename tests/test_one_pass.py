@@ -33,8 +33,8 @@ LOOPS = f"""
 #define PRECSIM static
 {one_pass.TYPES}{one_pass.ROUND}
 {one_pass.PHILOX}
-{one_pass.accumulate("float")}
-{one_pass.accumulate("double")}
+{one_pass.dot("float")}
+{one_pass.dot("double")}
 void round_all(const double *x, const word32 *w, double *y, size_t n, {one_pass.PARAMETERS}) {{
     for (size_t i = 0; i < n; i++) y[i] = precsim_round(x[i], w[i], {one_pass.ARGUMENTS});
 }}
@@ -43,9 +43,10 @@ void philox_one(const word64 *c, const word64 *k, word64 *out) {{
 }}
 #define MATMUL(real) \\
 void matmul_##real(const real *a, const real *b, real *out, size_t m, size_t k, size_t n, \\
-                   {one_pass.PARAMETERS}) {{ \\
+                   size_t chunk, {one_pass.PARAMETERS}, {one_pass.OUTER_PARAMETERS}) {{ \\
     for (size_t i = 0; i < m; i++) for (size_t j = 0; j < n; j++) \\
-        out[i * n + j] = precsim_dot_##real(a + i * k, 1, b + j, n, k, {one_pass.ARGUMENTS}); \\
+        out[i * n + j] = precsim_dot_##real(a + i * k, b + j, n, k, chunk, \\
+            {one_pass.ARGUMENTS}, {one_pass.OUTER_ARGUMENTS}); \\
 }}
 MATMUL(float)
 MATMUL(double)
@@ -128,16 +129,22 @@ def test_the_cipher_gives_the_published_answers(code, counter, the_key, expected
     assert tuple(map(int, out)) == expected
 
 
-@pytest.mark.parametrize("fmt", ["fp16", "bf16", "e5m2", "e6m9", "fp32"])
+@pytest.mark.parametrize(
+    "unit", ["fp16", "bf16", "e5m2", "e6m9", "fp32", "fp16>fp32@8", "e4m3>bf16@7"]
+)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_narrow_accumulator_adds_up_as_the_engine_does(code, fmt, dtype):
+def test_a_narrow_accumulator_adds_up_as_the_engine_does(code, unit, dtype):
     rng = np.random.default_rng(2)
     a, b = (rng.standard_normal(shape).astype(dtype) for shape in ((9, 40), (40, 7)))
-    expected = Arithmetic(np, np.dtype(dtype), Accumulator.parse(fmt)).matmul(a, b)
-    rule = one_pass.rule(format(fmt), Rounding.NEAREST, Overflow.IEEE)
+    accumulator = Accumulator.parse(unit)
+    expected = Arithmetic(np, np.dtype(dtype), accumulator).matmul(a, b)
+    inner, outer = (
+        one_pass.rule(format(name), Rounding.NEAREST, Overflow.IEEE)
+        for name in (accumulator.format, accumulator.outer)
+    )
     matmul = getattr(code, "matmul_float" if dtype is np.float32 else "matmul_double")
     matrix = ndpointer(dtype, flags="C")
-    matmul.argtypes = [matrix, matrix, matrix, *[ctypes.c_size_t] * 3, *RULE]
+    matmul.argtypes = [matrix, matrix, matrix, *[ctypes.c_size_t] * 4, *RULE, *RULE]
     out = np.empty((9, 7), dtype)
-    matmul(a, b, out, 9, 40, 7, *rule)
+    matmul(a, b, out, 9, 40, 7, accumulator.chunk, *inner, *outer)
     np.testing.assert_array_equal(out, expected)

@@ -70,6 +70,30 @@ def round_into(
     return True
 
 
+def multiply(
+    a: Array, b: Array, out: Array, chunk: int, inner: one_pass.Rule, outer: one_pass.Rule
+) -> None:
+    """Write the product of (S, M, K) and (S, K, N) to `out`, one thread an element.
+
+    The total is rounded by `inner` after every product; every `chunk` of them (0: never) it is added
+    to a second total, which is rounded by `outer`.
+    """
+    real = {"float32": "float", "float64": "double"}[str(out.dtype)]
+    _, height, depth = a.shape
+    width = b.shape[-1]
+    kernel = _kernel(
+        f"precsim_matmul_{real}",
+        f"raw T a, raw T b, int64 height, int64 depth, int64 width, int64 chunk, {_PARAMETERS}, "
+        + one_pass.OUTER_PARAMETERS.replace("double", "float64").replace("int ", "int32 "),
+        "T y",
+        f"long long row = i / width;"
+        f"y = precsim_dot_{real}(&a[row * depth], &b[row / height * depth * width + i % width],"
+        f"width, depth, chunk, {one_pass.ARGUMENTS}, {one_pass.OUTER_ARGUMENTS})",
+        one_pass.ROUND + one_pass.dot(real),
+    )
+    kernel(a, b, height, depth, width, chunk, *inner, *outer, out)
+
+
 def philox(xp: Any, first: int, blocks: int, key: tuple[int, int]) -> Array:
     """Return `blocks` blocks of four 64-bit words, from counter `first` on, flat."""
     out = xp.empty(4 * blocks, np.uint64)

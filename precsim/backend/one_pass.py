@@ -14,6 +14,7 @@ array kernels.  Philox4x64-10 is `precsim.backend.random`'s.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from precsim.formats.format import Format
@@ -188,21 +189,33 @@ PRECSIM void precsim_philox(word64 c0, word64 c1, word64 c2, word64 c3, word64 k
 """
 
 
-def accumulate(real: str) -> str:
+OUTER_PARAMETERS = re.sub(r"(\w+)(,|$)", r"outer_\1\2", PARAMETERS)
+OUTER_ARGUMENTS = re.sub(r"(\w+)(,|$)", r"outer_\1\2", ARGUMENTS)
+
+
+def dot(real: str) -> str:
     """Return the code of one element of a matmul whose total is rounded after every addition.
 
     `real` is the carrier, "float" or "double": products and sums are rounded to it first, as the
-    array arithmetic of the host does.
+    array arithmetic of the host does.  Every `chunk` products (0: never) the total goes to a second
+    one, which has a rule of its own, and begins afresh.
     """
     return f"""
-PRECSIM {real} precsim_dot_{real}(const {real} *a, long long a_step, const {real} *b,
-                                  long long b_step, long long length, {PARAMETERS}) {{
-    {real} total = 0;
+PRECSIM {real} precsim_dot_{real}(const {real} *a, const {real} *b, long long b_step,
+                                  long long length, long long chunk,
+                                  {PARAMETERS},
+                                  {OUTER_PARAMETERS}) {{
+    {real} total = 0, whole = 0;
     for (long long k = 0; k < length; k++) {{
-        {real} product = a[k * a_step] * b[k * b_step];
+        {real} product = a[k] * b[k * b_step];
         {real} sum = total + product;
         total = ({real})precsim_round(sum, 0, {ARGUMENTS});
+        if (chunk && ((k + 1) % chunk == 0 || k + 1 == length)) {{
+            {real} longer = whole + total;
+            whole = ({real})precsim_round(longer, 0, {OUTER_ARGUMENTS});
+            total = 0;
+        }}
     }}
-    return total;
+    return chunk ? whole : total;
 }}
 """

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from precsim.backend import compiled
+from precsim.backend import compiled, one_pass
+from precsim.backend import cupy as device
 from precsim.engine.precision import Accumulator
 from precsim.formats.arrays import array_module
 from precsim.formats.format import Format
@@ -90,10 +91,17 @@ def _add(total: Array | None, term: Array, rule: _Rule, words: Array | None = No
 
 
 def multiply(unit: Accumulator, a: Array, b: Array, out: Array, draw: Draw | None) -> None:
-    """Write the product of NumPy's (S, M, K) and (S, K, N), rounded after each product, to `out`.
+    """Write the product of (S, M, K) and (S, K, N), rounded after each product, to `out`.
 
-    Bits and random words are those of `add_up` over ``a[..., k:k+1] @ b[:, k:k+1]``.
+    Bits and random words are those of `add_up` over ``a[..., k:k+1] @ b[:, k:k+1]``.  On a device
+    there are no random words: a total that rounds stochastically is left to `add_up`.
     """
+    if array_module(out) is not np:
+        inner, outer = (one_pass.rule(*found) for found in _rules(unit))
+        xp = array_module(out)
+        left, right = xp.ascontiguousarray(a), xp.ascontiguousarray(b)
+        device.multiply(left, right, out, unit.chunk, inner, outer)
+        return
     for matrices, rows in _slabs(out):
         total = out[matrices, rows]
         _, height, width = out.shape

@@ -18,6 +18,7 @@ from numpy.lib.array_utils import normalize_axis_tuple
 from precsim.engine.accumulate import add_up, multiply
 from precsim.engine.pool import Pool
 from precsim.engine.precision import Accumulator
+from precsim.formats.modes import stochastic
 from precsim.formats.quantize import quantize
 
 Array = npt.NDArray[Any]
@@ -102,9 +103,9 @@ class Arithmetic(NamedTuple):
         unit, shape = self.accumulator, _product_shape(a.shape, b.shape)
         assert unit is not None
         product = self.empty(shape)
-        if unit.every == 1 and self.xp is np:
+        if unit.every == 1 and (self.xp is np or not stochastic(unit.rounding)):
             left, right = (
-                np.broadcast_to(x, (*shape[:-2], *x.shape[-2:])).reshape(-1, *x.shape[-2:])
+                self.xp.broadcast_to(x, (*shape[:-2], *x.shape[-2:])).reshape(-1, *x.shape[-2:])
                 for x in (a, b)
             )
             multiply(unit, left, right, product.reshape(-1, *shape[-2:]), self.draw)

@@ -1,11 +1,4 @@
-"""Bit patterns of whole arrays: values to codes and back.
-
-A code is almost a counter.  With the sign aside, the values of a float format in ascending order
-have the codes 0, 1, 2, ... through all the binades, subnormals included, because the exponent
-field sits above the fraction and a full fraction carries into it.  So the code of
-``steps * 2^(e - man_bits)``, with e the exponent (no less than `emin`) and the leading one counted
-in `steps`, is ``(e - emin) * 2^man_bits + steps``: no case for subnormals is needed.
-"""
+"""Codes of whole arrays: rounding to bit patterns, and reading them, scales included."""
 
 from __future__ import annotations
 
@@ -16,8 +9,9 @@ import numpy.typing as npt
 
 from precsim.formats.arrays import Array, array_module, as_float
 from precsim.formats.blocks import join, split
-from precsim.formats.format import Format, Specials
+from precsim.formats.format import Format
 from precsim.formats.modes import Mode, Overflow, Rounding, stochastic
+from precsim.formats.patterns import code_dtype_of, codes_of, values_of
 from precsim.formats.profiles import Cast, Profile, nan_codes, round_as
 from precsim.formats.quantize import conforming, quantize, random_words, resolve_modes
 from precsim.formats.registry import AnyFormat, element_of, format
@@ -42,7 +36,7 @@ class Affine(NamedTuple):
 
 def code_dtype(fmt: str | AnyFormat) -> np.dtype[Any]:
     """Return the smallest unsigned integer type that holds the format's codes (uint8 .. uint64)."""
-    return np.min_scalar_type(2 ** element_of(format(fmt)).bits - 1)
+    return code_dtype_of(element_of(format(fmt)))
 
 
 def encode(
@@ -74,11 +68,11 @@ def encode(
     if isinstance(fmt, Format) and cast is not None:
         return _codes_as(as_float(x), fmt, cast)
     if isinstance(fmt, Format):
-        return _codes(quantize(x, fmt, rounding, overflow, random), fmt)
+        return codes_of(quantize(x, fmt, rounding, overflow, random), fmt)
     values, (mode, _) = as_float(x), resolve_modes(fmt, rounding, overflow)
     words = random_words(values, random) if stochastic(mode) else None
     elements, scales = split(values, fmt, mode, words)
-    return _codes(elements, fmt.element), _stored_scales(scales, fmt)
+    return codes_of(elements, fmt.element), _stored_scales(scales, fmt)
 
 
 def decode(
@@ -108,22 +102,24 @@ def decode(
         wanted = "the scales that encode returned" if isinstance(fmt, Scaled) else "no scales"
         msg = f"decoding {fmt.name} takes {wanted}; got {'none' if scales is None else 'some'}"
         raise ValueError(msg)
-    with np.errstate(all="ignore"):  # the codes of infinity and NaN, read as numbers, overflow
-        values = _values(_checked(codes, element), element)
-        if isinstance(fmt, Scaled):
-            values = join(values, _read_scales(scales, fmt, values), fmt)
-        return values.astype(dtype, copy=False)[()]
+    checked = _checked(codes, element)
+    if not isinstance(fmt, Scaled):
+        return values_of(checked, element, np.dtype(dtype))
+    values = values_of(checked, element, np.dtype(np.float64))
+    with np.errstate(all="ignore"):
+        joined = join(values, _read_scales(scales, fmt, values), fmt)
+        return joined.astype(dtype, copy=False)[()]
 
 
 def _stored_scales(scales: Scales, fmt: Scaled) -> Any:
     """Return scales as they are stored: float32 numbers, or codes of their format."""
     blocks = scales.blocks
-    stored = blocks.astype(np.float32) if fmt.scale == FP32 else _codes(blocks, fmt.scale)
+    stored = blocks.astype(np.float32) if fmt.scale == FP32 else codes_of(blocks, fmt.scale)
     if fmt.tensor_scale is not None and scales.tensor is not None:
         tensor = scales.tensor.reshape(())[()]
         is_fp32 = fmt.tensor_scale == FP32
         return TwoLevel(
-            stored, tensor.astype(np.float32) if is_fp32 else _codes(tensor, fmt.tensor_scale)
+            stored, tensor.astype(np.float32) if is_fp32 else codes_of(tensor, fmt.tensor_scale)
         )
     if scales.zero_points is not None:
         signed = np.dtype(f"i{code_dtype(fmt).itemsize}")
@@ -163,74 +159,24 @@ def _codes_as(x: Array, fmt: Format, cast: Cast) -> Array:
     source = xp.asarray(x, order="C")
     values = xp.empty_like(source)
     round_as(source, values, fmt, cast)
-    codes = _codes(values, fmt)
+    codes = codes_of(values, fmt)
     if fmt.has_nan:
         codes = xp.where(xp.isnan(values), nan_codes(source, fmt, cast), codes)
     return codes.astype(code_dtype(fmt))[()]
 
 
-def _codes(values: Array, fmt: Format) -> Array:
-    """Return the codes of values that lie on the format's grid already."""
-    xp = array_module(values)
-    sign_place, hidden = fmt.bits - 1, 1 << fmt.man_bits
-    if fmt.is_integer:
-        steps = (values / fmt.quantum).astype(np.int64)
-        return (steps & ((1 << fmt.bits) - 1)).astype(code_dtype(fmt))[()]
-
-    magnitude = xp.where(xp.isfinite(values), xp.abs(values), 0)
-    exponent = xp.where(magnitude < fmt.smallest_normal, fmt.emin, xp.frexp(magnitude)[1] - 1)
-    steps = xp.ldexp(magnitude, (fmt.man_bits - exponent).astype(np.int32)).astype(np.int64)
-    below = 0 if fmt.has_zero else hidden  # without zero, exponent field 0 has a leading one too
-    codes = ((exponent.astype(np.int64) - fmt.emin) * hidden + steps - below).astype(np.uint64)
-
-    top = ((1 << fmt.exp_bits) - 1) * hidden
-    if fmt.has_inf:
-        codes = xp.where(xp.isinf(values), np.uint64(top), codes)
-    if fmt.signed:
-        codes = codes | xp.signbit(values).astype(np.uint64) << np.uint64(sign_place)
-    if fmt.has_nan:
-        nans = {Specials.IEEE: top + hidden // 2, Specials.FN: top + hidden - 1}
-        nan = np.uint64(nans.get(fmt.specials, 1 << sign_place))
-        codes = xp.where(xp.isnan(values), nan, codes)
-    return codes.astype(code_dtype(fmt))[()]  # type: ignore[no-any-return]
-
-
-def _values(codes: Array, fmt: Format) -> Array:
-    """Return the values of codes, given as uint64 within range, as float64."""
-    xp = array_module(codes)
-    sign_place, hidden = fmt.bits - 1, 1 << fmt.man_bits
-    negative = codes >> np.uint64(sign_place) == 1 if fmt.signed else xp.zeros_like(codes, bool)
-    if fmt.is_integer:
-        number = codes.astype(np.int64) - (negative.astype(np.int64) << fmt.bits)
-        return number * fmt.quantum  # type: ignore[no-any-return]
-
-    magnitude = (codes & np.uint64((1 << fmt.bits - fmt.signed) - 1)).astype(np.int64)
-    exponent, fraction = magnitude // hidden, magnitude % hidden
-    lowest = 1 if fmt.has_zero else 0  # below this exponent field there is no leading one
-    steps = xp.where(exponent < lowest, fraction if fmt.subnormals else 0, hidden + fraction)
-    shift = xp.maximum(exponent, lowest) - fmt.bias - fmt.man_bits
-    values = xp.ldexp(steps.astype(np.float64), shift.astype(np.int32))
-
-    top = ((1 << fmt.exp_bits) - 1) * hidden
-    if fmt.specials is Specials.IEEE:
-        values = xp.where(magnitude == top, np.inf, xp.where(magnitude > top, np.nan, values))
-    elif fmt.specials is Specials.FN:
-        values = xp.where(magnitude == top + hidden - 1, np.nan, values)
-    elif fmt.specials is Specials.FNUZ:
-        values = xp.where(negative & (magnitude == 0), np.nan, values)
-    return xp.where(negative, -values, values)  # type: ignore[no-any-return]
-
-
 def _checked(codes: npt.ArrayLike, fmt: Format) -> Array:
-    """Return the codes as uint64, or raise where one of them is no code of the format."""
+    """Return the codes as an array, or raise where one of them is no code of the format."""
     array: Any = array_module(codes).asarray(codes)
     if array.dtype.kind not in "iu":
         msg = f"expected integer codes of {fmt.name}; got dtype {array.dtype}: encode values first"
         raise TypeError(msg)
+    if array.dtype.kind == "u" and array.dtype.itemsize * 8 == fmt.bits:
+        return array  # type: ignore[no-any-return]
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if low < 0 or high >= 1 << fmt.bits:
         hint = f"; view signed codes as {code_dtype(fmt)}" if low < 0 else ""
         wrong = low if low < 0 else high
         msg = f"expected codes of {fmt.name} in 0 .. {(1 << fmt.bits) - 1}; got {wrong}{hint}"
         raise ValueError(msg)
-    return array.astype(np.uint64)  # type: ignore[no-any-return]
+    return array  # type: ignore[no-any-return]

@@ -33,6 +33,7 @@ from precsim.nn.gpt import GPT, GPTConfig
 from precsim.nn.grad_scaler import GradScaler
 from precsim.observe.counters import Counters, OpCounts
 from precsim.recipes import RECIPES, Recipe, recipe
+from precsim.report.write import report  # over the package of that name, whose parts stay there
 from precsim.runs.config import TrainConfig
 from precsim.runs.run import open_run as open
 from precsim.runs.train import Run, resume, train
@@ -82,6 +83,7 @@ __all__ = [
     "quantize",
     "quantize_counted",
     "recipe",
+    "report",
     "resume",
     "scaling",
     "scope",

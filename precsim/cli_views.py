@@ -6,9 +6,8 @@ bad input, 130 interrupted.
 
 from __future__ import annotations
 
-import shlex
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -16,17 +15,12 @@ import typer
 from rich.live import Live
 
 from precsim.cli_runs import consoles, fail, print_line
-from precsim.runs.files import write_file
+from precsim.report.write import DRIFT, names
+from precsim.report.write import report as write
 from precsim.runs.follow import Follower, State
 from precsim.runs.lines import dump
-from precsim.runs.run import open_run
 from precsim.show import terminal, watching
 from precsim.show.progress import Bars
-
-MOST_RUNS = 8
-
-DRIFT = 6
-"""Checkpoints at which gradients are compared, if nobody says how many."""
 
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Where runs were recorded.")]
 
@@ -56,32 +50,23 @@ def report(
     It loads nothing and can be read without scripts.  The first run is what the others are compared
     with.  Of a long run it holds a choice of steps, and says so.
     """
-    from precsim.report.collect import Collected, collect
-    from precsim.report.page import library, render, require
-    from precsim.report.player import MOST_ROWS
+    from precsim.report.page import library
 
-    require()
-    if len(folders) > MOST_RUNS:
-        fail(f"expected at most {MOST_RUNS} runs in one report; got {len(folders)}", 2)
-    runs = [open_run(folder) for folder in folders]
     _, err = consoles()
-    steps = sum(len(run.records) for run in runs)
-    found: list[Collected] = []
-    with Bars(err, {"runs": ("beside a float64 twin", "")}, max(1, steps), quiet=not twin) as bars:
-        for run, name in zip(runs, names(folders), strict=True):
-            before = sum(len(one.records) for one in found)
+    with ExitStack() as stack:
+        bars: list[Bars] = []
 
-            def tell(done: int, loss: float, before: int = before) -> None:
-                bars("runs", before + done, loss)
+        def tell(done: int, steps: int, loss: float) -> None:
+            if not bars:
+                shown = Bars(err, {"runs": ("beside a float64 twin", "")}, steps)
+                bars.append(stack.enter_context(shown))
+            bars[0]("runs", done, loss)
 
-            rows = MOST_ROWS // len(runs)
-            found.append(collect(run, name, rows=rows, points=drift, twin=twin, on_step=tell))
-    words = ["precsim", "report", *map(str, folders), "-o", str(output)]
-    words += ["--twin"] if twin else ["--drift", str(drift)] if drift != DRIFT else []
-    page = render(found, shlex.join(words)).encode()
-    write_file(output, page)
-    sizes = f"{len(page) / 1e6:.1f} MB, {len(library()) / 1e6:.1f} MB of it Plotly.js"
-    typer.echo(f"precsim: wrote {output} ({sizes})", err=True)
+        write(folders, output, drift=drift, twin=twin, on_step=tell)
+    size, charts = output.stat().st_size / 1e6, len(library()) / 1e6
+    typer.echo(
+        f"precsim: wrote {output} ({size:.1f} MB, {charts:.1f} MB of it Plotly.js)", err=True
+    )
 
 
 def watch(
@@ -125,18 +110,3 @@ def _lines(run: Follower, every: float, *, as_json: bool) -> Iterator[str]:
             elif record.skipped or watching.worth_a_line(record, run.config.steps):
                 yield watching.line(record, run.config.steps)
         told = max(told, run.reached)
-
-
-def names(folders: list[Path]) -> list[str]:
-    """Return a name for each run: its folder's, with the folders above it where that is not enough."""
-    paths = [folder.resolve() for folder in folders]
-    for parts in range(1, 1 + max(len(path.parts) for path in paths)):
-        found = ["/".join(path.parts[-parts:]) for path in paths]
-        if len(set(found)) == len(set(paths)):
-            break
-    seen: Counter[str] = Counter()
-    unique = []
-    for name in found:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return unique

@@ -20,11 +20,11 @@ import precsim as ps
 from precsim.analyse import twins
 from precsim.analyse.drift import local
 from precsim.analyse.recorded import moment_at
-from precsim.cli_views import names
 from precsim.report import page
 from precsim.report.collect import collect
 from precsim.report.drifts import drifts
 from precsim.report.player import choose
+from precsim.report.write import names
 from precsim.runs.config import parse_assignments
 from precsim.runs.files import RunError
 
@@ -303,6 +303,26 @@ def test_a_missing_package_is_one_clear_sentence(monkeypatch):
     monkeypatch.setattr(page, "find_spec", lambda name: None)
     with pytest.raises(RunError, match=r"needs jinja2 and plotly: try `pip install 'precsim\[rep"):
         page.require()
+
+
+def test_from_python(folder, tmp_path):
+    pytest.importorskip("jinja2")
+    pytest.importorskip("plotly")
+    for runs in (folder / "scaled", str(folder / "scaled"), ps.open(folder / "scaled"),
+                 [folder / "scaled"]):  # fmt: skip
+        path = ps.report(runs, tmp_path / "one.html", drift=0)
+        assert path == tmp_path / "one.html"
+        assert "scaled" in Text(path.read_text("utf-8")).text
+    told = []
+    ps.report([folder / "scaled", folder / "flushed"], tmp_path / "two.html", twin=True,
+              on_step=lambda done, steps, loss: told.append((done, steps)))  # fmt: skip
+    assert told == [(done, 16) for done in range(1, 17)]
+    for none in ([], [folder / "scaled"] * 9):
+        with pytest.raises(RunError, match=f"expected 1 to 8 runs in one report; got {len(none)}"):
+            ps.report(none, tmp_path / "none.html")
+    with pytest.raises(RunError, match="cannot write"):
+        ps.report(folder / "scaled", tmp_path / "no" / "where.html", drift=0)
+    assert not (tmp_path / "none.html").exists()
 
 
 def precsim(*words):

@@ -54,14 +54,22 @@ def values_of(codes: Array, fmt: Format, dtype: np.dtype[Any]) -> Array:
         for start in range(0, flat.size, block):
             part = slice(start, start + block)
             if fmt.bits <= 16:
-                places = scratch("places", flat[part], np.intp)
-                places[...] = flat[part]
-                table = xp.asarray(_values_in_order(fmt, dtype))
-                # (With the default mode NumPy would make a copy; nothing needs wrapping.)
-                xp.take(table, places, out=values[part], mode="wrap")
+                _read_table(flat[part], values[part], fmt)
             else:
                 values[part] = _read(flat[part].astype(np.uint64), fmt)
     return values.reshape(codes.shape)[()]  # type: ignore[no-any-return]
+
+
+def _read_table(codes: Array, values: Array, fmt: Format) -> None:
+    """Write the values of codes of at most 16 bits."""
+    xp, table = array_module(codes), _values_in_order(fmt, values.dtype)
+    if xp is not np:
+        values[...] = xp.asarray(table)[codes]
+        return
+    places = scratch("places", codes, np.intp)
+    places[...] = codes
+    # (With the default mode NumPy would make a copy; nothing needs wrapping.)
+    np.take(table, places, out=values, mode="wrap")
 
 
 def _is_short(fmt: Format) -> bool:

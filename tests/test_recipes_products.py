@@ -152,3 +152,11 @@ def test_deepseek_hands_over_weight_gradients_in_fp32():
     assert {p.grad.format.name for p in model.parameters.values()} == {"fp32"}
     gradient = model.parameters["blocks.0.fc1.weight"].grad.numpy()
     assert not np.array_equal(gradient, by_hand.bf16(gradient))
+
+
+def test_the_mxfp8_scale_of_every_bf16_amax_is_transformer_engines():
+    bits = np.arange(0x0D00, 0x7200, dtype=np.uint32) << 16  # 2^-101 to 2^101
+    amax = bits.view(np.float32).astype(np.float64)
+    _, scales = ps.encode(amax[:, None], "mxfp8_e4m3:rceil")
+    exponents = np.log2([by_hand.in_e8m0(a) for a in amax])
+    np.testing.assert_array_equal(scales[:, 0], exponents + 127)

@@ -35,6 +35,9 @@ POLICIES = {
     "stochastic": {"policy": "weights=bf16:stochastic", "weights_update": "kahan"},
     "blocks": {"policy": "activations=mxfp8_e4m3 gradients=nvfp4", "width": 32, "heads": 2},
     "rows": {"policy": "activations=int8:row weights=bf16", "optimizer": "adamw8bit"},
+    "delayed": {"policy": "rule=op=matmul,inputs=e4m3:delayed,gradient_inputs=e5m2:delayed"},
+    "fp4": ps.recipe("te_nvfp4").settings(),
+    "inverse": ps.recipe("te_current").settings(),
     "primitive": {"policy": "activations=bf16 granularity=primitive", "optimizer": "sgd"},
 }
 

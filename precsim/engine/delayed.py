@@ -116,7 +116,7 @@ class Delays:
         """Note the largest magnitude of a tensor, of its numbers (a NaN is none), in float32."""
         xp = array_module(values)
         magnitudes = xp.nan_to_num(xp.abs(values), nan=0.0, posinf=xp.inf)
-        amax = float(np.float32(magnitudes.max())) if values.size else 0.0
+        amax = float(np.float32(float(magnitudes.max()))) if values.size else 0.0
         before, _ = self._seen.get(place, (0.0, largest))
         self._seen[place] = max(before, amax), largest
 

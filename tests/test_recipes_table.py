@@ -81,6 +81,21 @@ def test_what_torchao_multiplies_differs_where_the_weight_gradient_is_left_in_bf
     ]
 
 
+def test_rounding_rotation_and_factors_of_operands_show():
+    tensor = "e4m3:tensor:delayed"
+    found = differences("te_delayed", "te_nvfp4")
+    assert found[1:] == [
+        ("operands", "input gradient", f"e5m2:tensor:delayed x {tensor}",
+         "nvfp4:inverse:stochastic x nvfp4:16x16:inverse"),
+        ("operands", "weight gradient", f"{tensor} x e5m2:tensor:delayed",
+         "nvfp4:inverse x nvfp4:inverse:stochastic"),
+        ("operands", "rotated before", "-", "weight gradient"),
+        ("operands", "quantized", "once", "anew for each product"),
+        ("operands", "factors by", "max@1024", "-"),
+        ("casts in a step", "number", "33", "41"),
+    ]  # fmt: skip
+
+
 def test_rules_for_the_weights_of_some_layers_show():
     found = asdict(table.row(ps.recipe("torchao_int8_weights")))
     assert found["weights"] == "bf16/int8:column:bf16:full:stochastic"

@@ -16,6 +16,8 @@ import numpy as np
 from precsim.engine.context import using
 from precsim.engine.dispatch import Event
 from precsim.engine.precision import Precision
+from precsim.engine.rule import Saved
+from precsim.formats.modes import rounding_mode
 from precsim.nn import scaling
 from precsim.nn.gpt import GPT, GPTConfig
 from precsim.nn.grad_scaler import GradScaler
@@ -36,7 +38,8 @@ class Trace:
     `forward` and `backward` are those of activations and their gradients, `weight_gradients` those
     in which gradients of weights are computed, `grad` those in which they are handed over; `casts`
     counts changes of format in one step.  `operands` are those of the three products of the linear
-    layers between embedding and head: "left x right", with blocks as the rule spells them.
+    layers between embedding and head: "left x right", with blocks as the rule spells them, and
+    `rotated` the products whose operands a Hadamard rotation comes before.
     `stored` has weights, masters and states, by role.
     """
 
@@ -46,6 +49,7 @@ class Trace:
     grad: str
     casts: int
     operands: dict[str, str]
+    rotated: str
     stored: dict[str, str]
 
 
@@ -98,19 +102,25 @@ def trace(one: Recipe) -> Trace:
     """Run one step of a tiny GPT and return what was in which format."""
     seen: dict[str, dict[str, Counter[str]]] = {}
     products: dict[str, Counter[str]] = {}
+    modes: dict[tuple[str, str], str] = {}
+    rotated: dict[str, None] = {}
     casts = 0
 
     def note(event: Event) -> None:
         nonlocal casts
         if event.op == "cast" and event.scope != "seed":
             casts += 1
+            modes[event.scope, event.format.name] = str(event.precision.rounding)
+            return
+        if event.op == "hadamard":
+            rotated[PRODUCTS[event.role]] = None
             return
         if (
             event.kind == "matmul"
             and event.scope.startswith("blocks.")
             and _part(event) == "linear"
         ):
-            products.setdefault(PRODUCTS[event.role], Counter())[_operands(event)] += 1
+            products.setdefault(PRODUCTS[event.role], Counter())[_operands(event, modes)] += 1
         role = seen.setdefault(event.role, {})
         role.setdefault(_part(event), Counter())[_name(event)] += 1
 
@@ -133,6 +143,7 @@ def trace(one: Recipe) -> Trace:
         "/".join(dict.fromkeys(handed)),
         casts,
         {product: ", ".join(found) for product, found in products.items()},
+        ", ".join(rotated),
         {
             role: "/".join(
                 dict.fromkeys(
@@ -199,7 +210,7 @@ def diff(a: str | Recipe, b: str | Recipe) -> list[Difference]:
                 found.append(Difference(where, what, one, other))
 
     compare("weights", _weights(first, x), _weights(second, y))
-    compare("operands", x.operands, y.operands)
+    compare("operands", _multiplied(first, x), _multiplied(second, y))
     compare("forward", x.forward, y.forward)
     compare("backward", x.backward, y.backward)
     compare("weight gradients", x.weight_gradients, y.weight_gradients)
@@ -240,11 +251,28 @@ def _joined(formats: dict[str, str], *parts: str) -> str:
     return "/".join(dict.fromkeys(names))
 
 
-def _operands(event: Event) -> str:
+def _operands(event: Event, modes: dict[tuple[str, str], str]) -> str:
     """Return "left x right"; blocks of the right operand are turned back along its rows."""
-    left, right, *_ = event.input_formats
-    turned = right and Precision(right.name).for_operand(1)
-    return f"{left.name if left else '-'} x {turned.format if turned else '-'}"
+    said = []
+    for position, fmt in enumerate(event.input_formats[:2]):
+        name = fmt.name if fmt else "fp64"
+        mode = modes.get((event.scope, name), "nearest")
+        turned = Precision(name, rounding_mode(mode)).for_operand(position)
+        said.append(str(turned))
+    return " x ".join(said)
+
+
+def _multiplied(one: Recipe, seen: Trace) -> dict[str, str]:
+    """Return what linear layers multiply, and how it comes to be that."""
+    rules = one.policy.rules
+    original = any(rule.saved is Saved.ORIGINAL for rule in rules)
+    delayed = any(":delayed" in str(rule) for rule in rules)
+    return {
+        **seen.operands,
+        "rotated before": seen.rotated or "-",
+        "quantized": "anew for each product" if original else "once",
+        "factors by": str(one.policy.delayed) if delayed else "-",
+    }
 
 
 def _weights(one: Recipe, seen: Trace) -> dict[str, str]:

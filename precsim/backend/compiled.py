@@ -112,7 +112,7 @@ def _kernels(size: int, *, counts: bool = True) -> Any:
 
 
 def counting() -> Any:
-    """Return the module that counts what rounding did (`tally`, `exponent_fields`); None: use NumPy.
+    """Return the module that counts what rounding did (`tally`, `histogram`); None: use NumPy.
 
     In the same tiers as it rounds, of arrays of any size: counting takes NumPy a dozen calls.
     """

@@ -39,13 +39,18 @@ def tally(x: Array, rounded: Array, normal: Any, largest: Any) -> Counted:
     return Counted(*_tally(uint)(x, rounded, x.view(uint), rounded.view(uint), normal, largest))
 
 
-def exponent_fields(x: Array) -> Array:
-    """Return how many elements have each exponent field, in a carrier of 32 or 64 bits."""
-    uint, shift = (np.uint32, 23) if x.dtype == np.float32 else (np.uint64, 52)
-    counts = np.zeros((4, 1 << 8 * x.itemsize - 1 - shift), np.uint32)
-    _exponent_fields(x.view(uint), uint(shift), counts)
-    total: Array = counts.sum(axis=0, dtype=np.int64)
-    return total
+def histogram(x: Array, zeros: int, lowest: int, highest: int) -> Array | None:
+    """Return how many elements have each exponent, from `lowest` to `highest` and beyond.
+
+    Of finite elements, so many of them zero.  None for float32's subnormals: their exponents are not
+    in their exponent fields.
+    """
+    uint, shift, bias = (np.uint32, 23, 127) if x.dtype == np.float32 else (np.uint64, 52, 1023)
+    fields = np.zeros((4, 1 << 8 * x.itemsize - 1 - shift), np.uint32)
+    found = np.zeros(highest - lowest + 1, np.int64)
+    subnormals = _exponents(x.view(uint), uint(shift), fields, bias + lowest, found) - zeros
+    found[0] += subnormals
+    return None if subnormals and shift == 23 else found
 
 
 @cache
@@ -80,11 +85,20 @@ def _tally(uint: Any) -> Callable[..., tuple[Any, ...]]:
 
 
 @compiled
-def _exponent_fields(bits: Any, shift: Any, counts: Any) -> None:
-    """Count in four tables in turn: one alone would wait for itself where neighbours are alike."""
-    mask, whole = counts.shape[1] - 1, bits.size & ~3
+def _exponents(bits: Any, shift: Any, fields: Any, first: Any, found: Any) -> Any:
+    """Count by exponent field, then in `found`, of which the first is for field `first`.
+
+    In four tables in turn: one would wait for itself where neighbours are alike.  Returns how many
+    are in field 0.
+    """
+    mask, whole = fields.shape[1] - 1, bits.size & ~3
     for i in range(0, whole, 4):
         for j in range(4):
-            counts[j, (bits[i + j] >> shift) & mask] += np.uint32(1)
+            fields[j, (bits[i + j] >> shift) & mask] += np.uint32(1)
     for i in range(whole, bits.size):
-        counts[0, (bits[i] >> shift) & mask] += np.uint32(1)
+        fields[0, (bits[i] >> shift) & mask] += np.uint32(1)
+    for field in range(1, fields.shape[1]):
+        place = min(max(field - first, 0), found.size - 1)
+        for j in range(4):
+            found[place] += fields[j, field]
+    return fields[0, 0] + fields[1, 0] + fields[2, 0] + fields[3, 0]

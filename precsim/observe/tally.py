@@ -100,9 +100,8 @@ class Tally:
             top_low = np.array([found.top, found.low + 1], uint).view(x.dtype).tolist()
             self.amax, self.amin = top_low
             if histogram:
-                counts = fused.exponent_fields(x)
-                counts[0] -= found.zeros
-                self.histogram = _of_fields(counts, x)
+                seen = fused.histogram(x, found.zeros, LOWEST, HIGHEST)
+                self.histogram = exponent_histogram(np.abs(x)) if seen is None else seen
         return True
 
     def _count_in_blocks(self, before: Any, after: Any, *, histogram: bool) -> None:
@@ -277,14 +276,9 @@ def exponent_histogram(magnitude: Any, xp: Any = np) -> npt.NDArray[np.int64]:
     counts: Any = xp.bincount(flat.view(signed) >> signed(shift))
     counts = counts.get() if hasattr(counts, "get") else counts
     counts[0] -= int(xp.count_nonzero(flat == 0))
-    return _of_fields(counts, flat, xp)
-
-
-def _of_fields(counts: Any, x: Any, xp: Any = np) -> npt.NDArray[np.int64]:
-    """Return counts by exponent field, without zeros, by exponent; a subnormal's is in its fraction."""
-    if counts[0] and x.dtype == np.float32:
-        return exponent_histogram(xp.abs(x).astype(np.float64), xp)
-    return _by_exponent(0, counts, x.dtype)
+    if counts[0] and flat.dtype == np.float32:  # a subnormal's exponent is in its leading zeros
+        return exponent_histogram(flat.astype(np.float64), xp)
+    return _by_exponent(0, counts, flat.dtype)
 
 
 def _by_exponent(first: int, counts: Any, dtype: np.dtype[Any]) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """What watching costs: ``python -m tests.benchmarks.observe [--quick | --steps 12 --recipe bf16]``.
 
-`rows` has the step of `step.py` at each level, as a multiple of one that nobody watches.  With
+`rows` has the step of `step.py` at each level, as a multiple of one that nobody watches: with NumPy
+alone, and in fast arithmetic with compiled kernels, where Numba is installed.  With
 `--steps` a run is recorded at each level instead: hashes are computed beside it, in a thread, so
 that its times are the processor's and the clock's, and the last columns are what a step's ops leave
 on the disk, and how long it takes to write the ops of the run and a checkpoint.
@@ -9,6 +10,7 @@ All levels take turns in one process, step by step, with one thread of the BLAS;
 """
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 import time
@@ -101,23 +103,28 @@ def measure(config, steps):
 def rows(quick: bool) -> list[dict]:
     """Measure and return plain rows."""
     found = []
-    formats = ("e4m3",) if quick else ("e4m3", "bf16")
-    for fmt, arithmetic in [(f, a) for f in formats for a in ("fast", "exact")]:
-        functions = {"nobody": Model(fmt, arithmetic).step}
-        functions |= {level: watched_step(level, fmt, arithmetic) for level in LIMITS}
-        t = medians(functions, 5 if quick else 21)
-        found += [
-            row("observation", f"{level}, {arithmetic}", fmt, t[level], peer="nobody",
-                against=t["nobody"], limit=limit)
-            for level, limit in LIMITS.items()
-        ]  # fmt: skip
+    tiers = {"fast": "numpy", "exact": "numpy"}
+    if importlib.util.find_spec("numba"):
+        tiers["compiled"] = "numba"
+    for fmt in ("e4m3",) if quick else ("e4m3", "bf16"):
+        for case, kernels in tiers.items():
+            arithmetic = "fast" if case == "compiled" else case
+            functions = {"nobody": Model(fmt, arithmetic, tier=kernels).step}
+            functions |= {level: watched_step(level, fmt, arithmetic, kernels) for level in LIMITS}
+            t = medians(functions, 5 if quick else 21)
+            found += [
+                row("observation", f"{level}, {case}", fmt, t[level], peer="nobody",
+                    against=t["nobody"], limit=limit)
+                for level, limit in LIMITS.items()
+            ]  # fmt: skip
     return found
 
 
-def watched_step(level, fmt, arithmetic):
+def watched_step(level, fmt, arithmetic, kernels):
     """Return a function that does one step at a level, without hashes."""
     tracer = Tracer(Level.parse(level), hashes=False)
-    model = Model(fmt, arithmetic, observers=(tracer,) if level != "off" else ())
+    observers = (tracer,) if level != "off" else ()
+    model = Model(fmt, arithmetic, observers=observers, tier=kernels)
     return lambda: (model.step(), tracer.drain())
 
 

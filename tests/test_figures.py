@@ -1,6 +1,7 @@
 """A lesson's figure is three files, and the same figure is the same bytes."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -40,3 +41,11 @@ def test_names(name, tmp_path):
 def test_six_digits_in_any_nesting():
     data = {"a": (np.float32(0.1), [np.int64(3)]), 1: "text"}
     assert rounded(data) == {"a": [0.1, [3]], "1": "text"}
+
+
+@pytest.mark.parametrize("script", ["lessons/99_line.py", "lessons/zh/99_line.py"])
+def test_the_figures_of_a_script_lie_beside_its_lessons(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / script), raising=False)
+    with running(Session()):
+        paths = save(figure(), "99_line", {})
+    assert {path.parent for path in paths} == {tmp_path / "figures"}

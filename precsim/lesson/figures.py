@@ -47,10 +47,14 @@ def save(fig: Figure, name: str, data: Mapping[str, Any]) -> None:
 
 
 def _folder() -> Path:
-    """Return figures/ beside the folder of the script that runs, or of the lessons around us."""
+    """Return figures/ beside the lessons that the script which runs is one of, or those around us.
+
+    A translated lesson is a folder deeper than the others.
+    """
     script = getattr(sys.modules.get("__main__"), "__file__", None)
-    if script and Path(script).resolve().parent.name == "lessons":
-        return Path(script).resolve().parents[1] / "figures"
+    for folder in Path(script).resolve().parents[:2] if script else ():
+        if folder.name == "lessons":
+            return folder.parent / "figures"
     lessons = find(Path.cwd())
     return lessons.parent / "figures" if lessons else Path.cwd() / "figures"
 

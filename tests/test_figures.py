@@ -46,6 +46,6 @@ def test_six_digits_in_any_nesting():
 @pytest.mark.parametrize("script", ["lessons/99_line.py", "lessons/zh/99_line.py"])
 def test_the_figures_of_a_script_lie_beside_its_lessons(script, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(tmp_path / script), raising=False)
-    with running(Session()):
-        paths = save(figure(), "99_line", {})
-    assert {path.parent for path in paths} == {tmp_path / "figures"}
+    with running(Session()) as session:
+        save(figure(), "99_line", {})
+    assert {path.parent for path in session.saved} == {tmp_path / "figures"}

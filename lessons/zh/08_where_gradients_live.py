@@ -41,11 +41,12 @@ check("a little more does not", ps.quantize(1.01 * 2.0**-25, "fp16") == 2.0**-24
 # 反向传播起点的那个 1 不算在内。一半的位置不计损失，它们的梯度恰好是零：这不是被舍入弄丢的数，也不计入。
 
 # %%
-LOOK_AT = (0, 30, 100, 300)
+LOOK_AT = (0, 30, 100) if quick() else (0, 30, 100, 300)
+LAST = LOOK_AT[-1]
 EXPONENTS = np.arange(LOWEST, LOWEST + 301)  # of the bins of a histogram
 
 
-def train(seed, batch=32, last=LOOK_AT[-1]):
+def train(seed, batch=32, last=LAST):
     """Return the counts of all backward ops at the steps of `LOOK_AT`, and the run."""
     kept = {}
 
@@ -81,13 +82,13 @@ for seed in seeds(3):
     runs[seed], models[seed] = train(seed)
 for step, rows in runs[0].items():
     print(f"step {step:3}: fp16 would lose {lost(rows):6.1%} of the activation gradients")
-predict("share lost at step 300", my_guess, lost(runs[0][300]), tol=0.1)
+predict(f"share lost at step {LAST}", my_guess, lost(runs[0][LAST]), tol=0.1)
 for seed, run in runs.items():
     shares, loss = [lost(run[step]) for step in LOOK_AT], models[seed].steps["loss"][-1]
-    check(f"seed {seed}: the loss comes down below 0.002", loss < 0.002, loss)
+    check(f"seed {seed}: the loss comes down", loss < (0.02 if quick() else 0.002), loss)
     check(f"seed {seed}: more is lost at every look", shares == sorted(shares))
     check(f"seed {seed}: under 0.1 % at step 0", shares[0] < 0.001, shares[0])
-    check(f"seed {seed}: 15 to 60 % at step 300", 0.15 < shares[-1] < 0.6, shares[-1])
+    check(f"seed {seed}: 15 to 60 % at step {LAST}", 0.15 < shares[-1] < 0.6, shares[-1])
 
 # %% [markdown]
 # ## fp16 的上半部分空着
@@ -101,11 +102,11 @@ my_guess = None  # a number between 0 and 1
 
 # %%
 for scale in (1, 8, 64, 1024, 8192):
-    print(f"S = {scale:5}: {lost(runs[0][300], scale):6.2%} lost")
-predict("share lost at S = 8", my_guess, lost(runs[0][300], 8), tol=0.05)
+    print(f"S = {scale:5}: {lost(runs[0][LAST], scale):6.2%} lost")
+predict("share lost at S = 8", my_guess, lost(runs[0][LAST], 8), tol=0.05)
 for seed, run in runs.items():
-    top = total(run[300], role="gradients").amax
-    one, eight, many = (lost(run[300], scale) for scale in (1, 8, 1024))
+    top = total(run[LAST], role="gradients").amax
+    one, eight, many = (lost(run[LAST], scale) for scale in (1, 8, 1024))
     check(f"seed {seed}: the largest is below 2^-10", top < 2.0**-10, np.log2(top))
     check(f"seed {seed}: S = 8 saves two fifths of it or more", eight < 0.6 * one, eight / one, WHO)
     check(f"seed {seed}: at S = 1024 less than 5 % is lost", many < 0.05, many)
@@ -119,7 +120,7 @@ for seed, run in runs.items():
 
 # %%
 for seed, run in runs.items():
-    gone = lost(run[300], role="weight_gradients")
+    gone = lost(run[LAST], role="weight_gradients")
     check(f"seed {seed}: less than 3 % of the weight gradients are lost", gone < 0.03, gone)
 if not quick():
     large, small = lost(train(0, batch=256, last=100)[0][100]), lost(runs[0][100])
@@ -127,7 +128,7 @@ if not quick():
 
 # %% [markdown]
 # ## 看一步
-# 紧接着的下一步，这一次真的用 fp16，也不做缩放，逐个算子看：哪些算子丢得最多？
+# 紧接着的下一步，这一次真的用 fp16（起点的 1 除外），也不做缩放，逐个算子看：哪些算子丢得最多？
 
 # %%
 FP16 = "activations=fp16 gradients=fp16 weight_gradients=fp16 rule=scope=seed,output=fp32"
@@ -139,7 +140,9 @@ check("and yet the gradient is right to a tenth", step.drift.rho < 0.1, step.dri
 # %%
 K = np.arange(-48, 18)
 with plt.rc_context(RC):
-    fig, panels = plt.subplots(4, 1, figsize=(WIDTH, 8.4), sharex=True, layout="constrained")
+    fig, panels = plt.subplots(
+        len(LOOK_AT), 1, figsize=(WIDTH, 8.4), sharex=True, layout="constrained"
+    )
     for axes, (step, rows) in zip(panels, runs[0].items(), strict=True):
         counts = total(rows, role="gradients").histogram[K - LOWEST]
         axes.axvspan(-48, -25, color="#f6d5cc", lw=0)

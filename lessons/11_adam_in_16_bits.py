@@ -97,7 +97,7 @@ predict("fp16, states, bf16", my_guess, words)
 for seed, loss in final.items():
     fp32, worst = loss["fp32", 1e-8], loss["states", 1e-8]
     check(f"seed {seed}: fp16, eps = 1e-8: NaN", np.isnan(loss["fp16", 1e-8]))
-    check(f"seed {seed}: states, eps = 1e-8: above 1000", worst > 1000, worst)
+    check(f"seed {seed}: states, eps = 1e-8: above 1000, or NaN", not worst < 1000, worst)
     best = loss["fp16", 1e-4] / fp32
     check(f"seed {seed}: fp16, eps = 1e-4: a third above fp32 at most", best < 4 / 3, best)
     bf16 = loss["bf16", 1e-8] / fp32

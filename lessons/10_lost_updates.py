@@ -1,16 +1,17 @@
 # %% [markdown]
 # # 10 - Lost updates: the step that is too small to be taken
 #
-# **One idea.** Rounded to nearest, a weight moves only if its update is at least half the gap to the
-# next number. In 16 bits most of Adam's updates are smaller, and every one of those is dropped.
+# **One idea.** Rounded to nearest, a weight moves only if its update is at least half the gap to
+# the next number. In 16 bits most of Adam's updates are smaller, and every one of those is dropped.
 #
-# *You will* train the same model five times: weights in fp32, in bf16 rounded to nearest, in bf16
-# rounded by chance, in bf16 with Kahan's correction, and in bf16 with a master copy in fp32.
-# *You learn* why a run whose loss goes down may still throw away nine updates of ten.
+# *You will* train one model five times: weights in fp32, in bf16 rounded to nearest, in bf16 rounded
+# by chance, in bf16 with Kahan's correction, in bf16 with a master copy in fp32. *You learn* why a
+# run whose loss goes down may still throw away nine updates of ten.
 #
 # *Needs:* lesson 04 (rounding by chance).
 # *Runtime:* about 30 s, one CPU core.
-# *Paper:* Zamirai et al. 2020, arXiv:2010.06192; Micikevicius et al. 2018, arXiv:1710.03740, s. 3.1.
+# *Paper:* Zamirai et al. 2020, arXiv:2010.06192; Micikevicius et al. 2018, arXiv:1710.03740, s.
+# 3.1.
 # *Writes:* `figures/10_lost_updates.png` (Most updates are below half the gap of their weight.)
 
 # %%
@@ -25,8 +26,8 @@ from precsim.show.style import BLACK, look, share
 # %% [markdown]
 # ## The gap
 # bf16 has 8 significand bits. From 1/8 to 1/4 its numbers are 2^-10 apart, so a weight of 0.2 moves
-# if the update is more than 2^-11 = 0.00049. Adam divides by the size of the gradient: whatever that
-# is, its updates are about as large as the learning rate, here 0.001, or smaller.
+# if the update is more than 2^-11 = 0.00049. Adam divides by the size of the gradient: whatever
+# that is, its updates are about as large as the learning rate, here 0.001, or smaller.
 
 # %%
 LR = 1e-3
@@ -82,12 +83,12 @@ predict("share of the last updates lost", my_guess, lost["nearest"][-1], 0.05)
 
 # %% [markdown]
 # ## What happened
-# The loss of "nearest" falls all the way, and ends four times as high as fp32's. Nothing in its curve
-# says that most of the training is thrown away. The other three end where fp32 does.
+# The loss of "nearest" falls all the way, and ends four times as high as fp32's. Nothing in its
+# curve says that most of the training is thrown away. The other three end where fp32 does.
 #
-# "By chance" leaves most weights in place, too. The share of lost updates is not the harm by itself:
-# an update of a tenth of the gap is dropped every time by nearest; by chance it becomes a whole gap
-# one time in ten, and so is right on average (lesson 04).
+# "By chance" leaves most weights in place, too. The share of lost updates is not the harm by
+# itself: an update of a tenth of the gap is dropped every time by nearest; by chance it becomes a
+# whole gap one time in ten, and so is right on average (lesson 04).
 
 # %%
 for seed, run in runs.items():
@@ -111,8 +112,8 @@ step = show_step(moment_of(runs[0]["nearest"]), worst=3)
 check("the gradient is float64's to 0.001 %", step.drift.rho < 1e-5, step.drift.rho)
 
 # %% [markdown]
-# So look at the last update of each weight: how large is it beside half the gap of its weight? Below
-# 1 it is lost, and at 1, a tie, every other time. (The gap is the one above the weight.)
+# So look at the last update of each weight: how large is it beside half the gap of its weight?
+# Below 1 it is lost, and at 1, a tie, every other time. (The gap is the one above the weight.)
 
 
 # %%
@@ -184,10 +185,11 @@ def updates_until_it_moves(k):
 # **In practice.** Mixed precision keeps master weights in fp32: 4 more bytes a weight. Stochastic
 # rounding needs none, Kahan's correction 2. PyTorch's autocast leaves the weights in fp32; after
 # `model.bfloat16()` an ordinary `AdamW` rounds to nearest, and is the run that fell behind here.
-# fp16 has 3 more significand bits than bf16, so its gaps are 8 times smaller: fewer updates are lost.
+# fp16 has 3 more significand bits than bf16, so its gaps are 8 times smaller: fewer updates are
+# lost.
 #
-# **On your own.** 1. `weights=fp16`: how far behind does it end? 2. Add `schedule="cosine"`: what do
-# small learning rates at the end of a run do to "nearest"? 3. `optimizer="sgd", lr=0.03`.
+# **On your own.** 1. `weights=fp16`: how far behind does it end? 2. Add `schedule="cosine"`: what
+# do small learning rates at the end of a run do to "nearest"? 3. `optimizer="sgd", lr=0.03`.
 #
 # **Further reading.** Zamirai et al. 2020: "nearest rounding for model weight updates often cancels
 # small updates"; stochastic rounding and Kahan's correction on seven applications. Micikevicius et

@@ -1,16 +1,16 @@
 # %% [markdown]
 # # 11 - Adam in 16 bits: it squares the gradient, and divides by the root
 #
-# **One idea.** Adam keeps a mean of g^2. Squaring doubles every exponent, so half of fp16's range is
-# gone at once; where the mean is rounded to zero, the update is divided by eps, or by nothing.
+# **One idea.** Adam keeps a mean of g^2. Squaring doubles every exponent, so half of fp16's range
+# is gone at once; where the mean is rounded to zero, the update is divided by eps, or by nothing.
 #
 # *You will* train with Adam's two states in fp16 and in bf16, and vary eps. *You learn* why 16-bit
-# Adam fails in the first steps or not at all, and why the format with fewer digits is the better one.
+# Adam fails in the first steps or not at all, and why the format with fewer digits is better.
 #
 # *Needs:* lesson 08 (where gradients live).
 # *Runtime:* about 30 s, one CPU core.
-# *Paper:* Kingma and Ba 2015, arXiv:1412.6980, algorithm 1; DeepSeek-V3, arXiv:2412.19437, s. 3.3.3.
-# *Writes:* `figures/11_adam_in_16_bits.png` (A squared gradient falls out of fp16, and not out of bf16.)
+# *Paper:* Kingma and Ba 2015, arXiv:1412.6980; DeepSeek-V3, arXiv:2412.19437, s. 3.3.3.
+# *Writes:* `figures/11_adam_in_16_bits.png` (A squared gradient falls out of fp16.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -46,8 +46,9 @@ check("bf16 holds 1e-8, and its square", ps.quantize(0.001 * 1e-8**2, "bf16") > 
 
 # %% [markdown]
 # ## Three ways to keep m and v
-# The model, its gradients and its weights are fp32; only Adam differs. "fp16" has m, v and every line
-# of the rule in fp16. "states" has m and v in fp16, and computes in fp32. "bf16" is bf16 throughout.
+# The model, its gradients and its weights are fp32; only Adam differs. "fp16" has m, v and every
+# line of the rule in fp16. "states" has m and v in fp16, and computes in fp32. "bf16" is bf16
+# throughout.
 #
 # **Predict.** 120 steps with eps = 1e-8. What does each end with: "as fp32", "far above", or "NaN"?
 
@@ -86,12 +87,12 @@ predict("fp16, states, bf16", my_guess, words)
 
 # %% [markdown]
 # ## What happened
-# In fp16 with eps = 1e-8 the first update divides by zero, and the run is over. A larger eps is what a
-# lost root leaves to divide by: in the first step m' = g, so an update gets as large as 0.0055 lr / eps.
-# With eps = 1e-6 that is 16, and the model ends worse than one that knows nothing, whose loss is
-# ln 11 = 2.4. Computing in fp32 does not help: v was lost when it was stored. With eps = 1e-4 it is
-# 55 lr, and the run gets over it.
-# bf16 has 3 bits of precision less, and the exponents of fp32: nothing goes wrong.
+# In fp16 with eps = 1e-8 the first update divides by zero, and the run is over. A larger eps is
+# what a lost root leaves to divide by: in the first step m' = g, so an update gets as large as
+# 0.0055 lr / eps. With eps = 1e-6 that is 16, and the model ends worse than one that knows nothing,
+# whose loss is ln 11 = 2.4. Computing in fp32 does not help: v was lost when it was stored. With
+# eps = 1e-4 it is 55 lr, and the run gets over it. bf16 has 3 bits of precision less, and the
+# exponents of fp32: nothing goes wrong.
 
 # %%
 for seed, loss in final.items():
@@ -107,8 +108,8 @@ if not quick():
 
 # %% [markdown]
 # ## One step
-# The first update in fp16, line by line: which of its results become zero? (With eps = 1e-7, so that
-# there is something to divide by: in fp16 that is 2^-23, and 0.0055 lr / eps is 137.)
+# The first update in fp16, line by line: which of its results become zero? (With eps = 1e-7, so
+# that there is something to divide by: in fp16 that is 2^-23, and 0.0055 lr / eps is 137.)
 
 # %%
 rows, exact_v = [], []
@@ -188,13 +189,12 @@ def largest_lost(k):
 
 
 # %% [markdown]
-# **In practice.** PyTorch's AMP keeps Adam in fp32. After `model.half()` its states are fp16, with the
-# eps of 1e-8, and fail as here. DeepSeek-V3 keeps m and v in bf16 and sees no harm. What must not be
-# rounded is b2: in bf16 0.999 is 1, 1 - b2 is 0, and v stays zero; keep it a Python number. 8-bit Adam
-# gives every block of a state a scale of its own, and levels that are dense near zero.
+# **In practice.** PyTorch's AMP keeps Adam in fp32. After `model.half()` its states are fp16, with
+# the eps of 1e-8, and fail as here. DeepSeek-V3 keeps m and v in bf16 and sees no harm. What must
+# not be rounded is b2: in bf16 0.999 is 1, 1 - b2 is 0, and v stays zero; keep it a Python number.
 #
-# **On your own.** 1. Multiply the loss by 1024, as lesson 09 does, but do not divide by it again: what
-# does Adam do with it? 2. `optimizer_state=e5m2`. 3. `beta2=0.95`: is less lost?
+# **On your own.** 1. Multiply the loss by 1024, as lesson 09 does, but do not divide by it again:
+# what does Adam do with it? 2. `optimizer_state=e5m2`. 3. `beta2=0.95`: is less lost?
 #
 # **Further reading.** DeepSeek-V3, section 3.3.3: bf16 moments, fp32 master weights and gradients.
 # Dettmers et al. 2022, arXiv:2110.02861, section 2: 8-bit optimizers by blocks.

@@ -1,16 +1,16 @@
 # %% [markdown]
 # # 12 - Eight bits without a master copy: frozen, or as good as fp32
 #
-# **One idea.** On a grid with even steps the question of lesson 10 has one answer for all weights: are
-# updates larger than half a step? If not, nearest learns nothing at all; rounded by chance, it learns.
+# **One idea.** On a grid with even steps the question of lesson 10 has one answer for all weights:
+# are updates larger than half a step? If not, nearest learns nothing at all; by chance it learns.
 #
-# *You will* train a model whose weights are 8-bit fixed-point numbers, and vary the bits.
-# *You learn* to tell in advance, from the learning rate alone, whether a run can learn.
+# *You will* train a model with weights in 8-bit fixed point, and vary the bits. *You learn* to tell
+# in advance, from the learning rate alone, whether a run can learn.
 #
 # *Needs:* lesson 04 (fair coins), lesson 10 (lost updates).
 # *Runtime:* about 35 s, one CPU core.
 # *Paper:* Gupta et al. 2015, arXiv:1502.02551, sections 3 and 4; Kingma and Ba 2015, section 2.1.
-# *Writes:* `figures/12_eight_bits_no_master.png` (To nearest there is an edge; by chance there is none.)
+# *Writes:* `figures/12_eight_bits_no_master.png` (To nearest there is an edge, by chance none.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -23,8 +23,8 @@ from precsim.show.style import BLACK, GREY, PURPLE
 
 # %% [markdown]
 # ## The grid
-# Gupta et al. write a fixed-point format <IL, FL>: IL bits before the point, sign included, FL behind
-# it. Its numbers are multiples of 2^-FL; <2, 6> has 8 bits, and ends just below 2. Here it is "q2.6".
+# Gupta et al. write a fixed-point format <IL, FL>: IL bits before the point, sign included, FL
+# behind it. Its numbers are multiples of 2^-FL; <2, 6>, here "q2.6", has 8 bits.
 
 # %%
 LR = 3e-3
@@ -37,9 +37,10 @@ check("by chance it goes up about one time in five", abs(chance - LR * 2**6) < 1
 
 # %% [markdown]
 # ## How large can an update be?
-# Adam's update is lr m' / sqrt(v'), with m' a mean of past gradients with weights p, and v' a mean of
-# their squares with weights q. By Cauchy and Schwarz |m'| / sqrt(v') is at most sqrt(sum of p^2 / q),
-# whatever the gradients are. Usually it is below 1; Kingma and Ba (section 2.1) expect no more.
+# Adam's update is lr m' / sqrt(v'), with m' a mean of past gradients with weights p, and v' a mean
+# of their squares with weights q. By Cauchy and Schwarz |m'| / sqrt(v') is at most sqrt(sum of p^2
+# / q), whatever the gradients are. Usually it is below 1; Kingma and Ba (section 2.1) expect no
+# more.
 
 # %%
 worst = 0.0
@@ -86,9 +87,10 @@ predict("the smallest FL that learns", my_guess, min(learns))
 
 # %% [markdown]
 # ## What happened
-# Half a step is 2^-(FL+1). Up to FL = 6 no weight *can* move, and at FL = 7, where half a step is still
-# above lr, none learns: the loss stays above that of guessing, ln 11 = 2.4. At FL = 8 half a step is
-# 0.00195, below lr, and the model learns. By chance 8 bits end where 32 do, and 6 bits come close.
+# Half a step is 2^-(FL+1). Up to FL = 6 no weight *can* move, and at FL = 7, where half a step is
+# still above lr, none learns: the loss stays above that of guessing, ln 11 = 2.4. At FL = 8 half a
+# step is 0.00195, below lr, and the model learns. By chance 8 bits end where 32 do, and 6 bits come
+# close.
 
 # %%
 for seed, run in runs.items():
@@ -109,8 +111,8 @@ if not quick():
 
 # %% [markdown]
 # ## One step
-# The next step of the frozen run. Its gradient is exact to fp32, and no op of the forward or backward
-# pass is in trouble. And then an update in fp32's last step: how large is it?
+# The next step of the frozen run. Its gradient is exact to fp32, and no op of the forward or
+# backward pass is in trouble. And then an update in fp32's last step: how large is it?
 
 # %%
 frozen = runs[0]["nearest", 6]
@@ -130,8 +132,8 @@ check("no update of fp32's last step is above lr", sizes.max() <= LR * 1.001, si
 
 # %% [markdown]
 # ## It is the storage
-# "int8 needs stochastic rounding" is said of all int8 training. Put the *operands of every product* in
-# int8, one scale a tensor, to nearest, and keep the weights in fp32: nothing happens.
+# "int8 needs stochastic rounding" is said of all int8 training. Put the *operands of every product*
+# in int8, one scale a tensor, to nearest, and keep the weights in fp32: nothing happens.
 
 # %%
 products = train("rule=op=matmul,inputs=int8").final_loss() / fp32[0].final_loss()
@@ -185,13 +187,13 @@ def smallest_fl(n):
 
 
 # %% [markdown]
-# **In practice.** Most "int8 training" keeps fp32 or bf16 master weights and quantizes products only
-# (SwitchBack); the int8 weights are a copy. Without a master copy one needs rounding by chance, which
-# some hardware has (Graphcore's IPU, AWS Trainium). Real int8 weights have a scale, so the step is
-# amax / 127, and one large weight makes it large for all (lesson 13).
+# **In practice.** Most "int8 training" keeps fp32 or bf16 master weights and quantizes products
+# only (SwitchBack); the int8 weights are a copy. Without a master copy one needs rounding by
+# chance, which some hardware has (Graphcore's IPU, AWS Trainium). Real int8 weights have a scale,
+# so the step is amax / 127, and one large weight makes it large for all (lesson 13).
 #
 # **On your own.** 1. `lr=0.006`: which FL is the edge now? 2. SGD has no bound on its updates: try
 # `optimizer="sgd", lr=0.1` at <2, 6>. 3. Put gradients in int8, too: `gradients=int8`.
 #
 # **Further reading.** Gupta et al. 2015: 16-bit fixed point, rounded by chance, trains networks for
-# MNIST and CIFAR-10 with "little to no degradation". Kingma and Ba 2015, section 2.1: how far Adam steps.
+# MNIST and CIFAR-10 with "little to no degradation". Kingma and Ba 2015, section 2.1.

@@ -167,6 +167,23 @@ def test_a_cell_of_the_map_opens_its_step_and_op(view):
     assert scope in view.locator("#name").inner_text()
 
 
+def test_the_op_in_trouble_and_those_behind_skips_are_a_click_away(view, runs):
+    trouble = runs[EVIL].trouble
+    view.select_option("#run", label="other")
+    slide(view, 5)
+    view.click(".alert a")
+    assert view.locator("#run option:checked").inner_text() == EVIL
+    assert view.locator("#where").inner_text() == f"step {trouble.step}"
+    assert view.locator("#name").inner_text().startswith(trouble.path)
+    skip = next(r.step for r in runs["other"].records if r.skipped)
+    link = view.locator(f"td a[data-run='1'][data-step='{skip}']")
+    view.locator("details", has=link).locator("summary").click()
+    link.click()
+    assert view.locator("#run option:checked").inner_text() == "other"
+    assert view.locator("#where").inner_text() == f"step {skip}"
+    assert view.locator("#name").inner_text().startswith(link.inner_text())
+
+
 def test_another_run_has_its_own_steps(view, runs):
     view.select_option("#run", label="other")
     slide(view, 0)

@@ -466,6 +466,21 @@
       state.op = Number(rows[Math.max(0, Math.min(rows.length - 1, now + by))].dataset.op);
       mark(); reveal(); draw();
     };
+    document.querySelectorAll("a[data-step]").forEach((link) => {
+      link.onclick = (event) => {
+        const number = Number(link.dataset.run), wanted = Number(link.dataset.step);
+        if (!able.includes(number)) return;
+        event.preventDefault();
+        pause();
+        $("run").value = number;
+        pick(number);
+        state.phase = "all"; state.text = $("filter").value = ""; pressed("phases", "all");
+        state.op = run().player.ops.findIndex(([path]) => path === link.dataset.path);
+        go(wanted);
+        reveal();
+        $("player").scrollIntoView({ block: "start" });
+      };
+    });
     document.querySelectorAll(".static").forEach((element) => element.remove());
     $("controls").hidden = false;
     if (!recall()) pick(able[0]);

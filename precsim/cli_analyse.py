@@ -22,6 +22,7 @@ from precsim.analyse.moment import REFERENCE, Moment, Site
 from precsim.analyse.recorded import Op, moment_at, ops_of, walk
 from precsim.analyse.scales import outlooks
 from precsim.analyse.trials import Trials
+from precsim.analyse.whole_step import whole_step
 from precsim.cli_runs import consoles, fail, print_line
 from precsim.engine.policy import Policy
 from precsim.observe.counters import OpCounts, total
@@ -31,12 +32,16 @@ from precsim.runs.config import ConfigError, TrainConfig, parse_assignments, rea
 from precsim.runs.data import load
 from precsim.runs.files import RunError, write_file
 from precsim.runs.lines import dump
-from precsim.runs.run import open_run
+from precsim.runs.run import StoredRun, open_run
 from precsim.show import findings, steps
 
 WORST = 12
 """Ops that `precsim show` shows, if --op does not say which."""
 
+Update = Annotated[
+    bool,
+    typer.Option("--update", help="Of what the step does to the weights, the optimizer included."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where a run was recorded.")]
 Step = Annotated[int, typer.Option("--step", metavar="K", help="The step to look into.")]
@@ -147,14 +152,15 @@ def diff(
 
     Weights, batch and loss scale are those of DIR in both; with DIR2, DIR is the truth.
     """
-    moment = moment_at(open_run(folder), step)
+    run = open_run(folder)
+    moment = moment_at(run, step)
     low, high = moment.policy, replace(REFERENCE, granularity=moment.policy.granularity)
     if other is not None:
         low, high = _policy_of(other, step, moment), moment.policy
     if against is not None:
         high = _policy(against)
     try:
-        found = diffing.diff(moment, low, high)
+        found = diffing.diff(whole_step(run, moment), low, high)
     except ValueError as error:
         fail(str(error), 2)
     rows = [row for row in found.rows if op is None or matches(row.path, op)]
@@ -198,12 +204,14 @@ def _policy(text: str) -> Policy:
     return replace(found, arithmetic="exact")
 
 
-def blame(folder: Folder, step: Step, op: Glob = None, as_json: Json = False) -> None:
-    """Say how much of the error of a step's gradient comes from each op, worst first.
+def blame(
+    folder: Folder, step: Step, op: Glob = None, update: Update = False, as_json: Json = False
+) -> None:
+    """Say how much of the error of a step's gradient, or update, comes from each op, worst first.
 
     alone: the error with only this op in its format; without: with only this op in fp64.
     """
-    moment = moment_at(open_run(folder), step)
+    moment = _moment(open_run(folder), step, update=update)
     sites = _sites(moment, op)
     _note(f"running the step {2 * len(sites) + 2} times, for {len(sites)} sites", quiet=as_json)
     found = blaming.blame(moment, sites)
@@ -213,10 +221,15 @@ def blame(folder: Folder, step: Step, op: Glob = None, as_json: Json = False) ->
         print_line(dump(facts | {"shares": [_share_facts(one) for one in worst]}))
         return
     out, _ = consoles()
-    for line in findings.blame_sentences(found):
+    for line in findings.blame_sentences(found, "update" if update else "gradient"):
         print_line(line)
     out.print()
     out.print(findings.blame_table(worst, out.width))
+
+
+def _moment(run: StoredRun, step: int, *, update: bool) -> Moment:
+    moment = moment_at(run, step)
+    return whole_step(run, moment) if update else moment
 
 
 def _sites(moment: Moment, glob: str | None) -> list[Site]:
@@ -239,9 +252,10 @@ def search(
     folder: Folder,
     step: Step,
     tolerance: Annotated[
-        float, typer.Option("--tol", metavar="X", help="Largest relative error of the gradient.")
+        float, typer.Option("--tol", metavar="X", help="Largest relative error of it.")
     ],
     op: Glob = None,
+    update: Update = False,
     to: Annotated[
         str, typer.Option("--high", metavar="FORMAT", help="Format of the ops that are kept high.")
     ] = "fp64",
@@ -254,13 +268,13 @@ def search(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find the fewest ops to keep high so that a step's gradient is right to a tolerance.
+    """Find the fewest ops to keep high so that a step's gradient, or update, is right to a tolerance.
 
     Prints the policy that does it, for train --set or fork --set.  What was tried is kept beside
     the run: after Ctrl-C the same command goes on, and another tolerance starts from it.
     """
     run = open_run(folder)
-    moment = moment_at(run, step)
+    moment = _moment(run, step, update=update)
     sites = _sites(moment, op)
     _, err = consoles()
     with _known(folder, moment, to, fresh=fresh) as known, err.status("") as status:

@@ -16,6 +16,7 @@ CONFIG = ps.TrainConfig(
 E4M3 = (
     "weights=fp32 activations=fp32 gradients=e4m3:saturate weight_gradients=e4m3:saturate loss=fp32"
 )
+GOOD = str(ps.Policy.uniform("bf16", master_weights="fp32", update="fp32", optimizer_state="fp32"))
 UNIFORM = str(ps.Policy.parse("bf16"))  # "bf16" alone is the recipe
 GUILTY = "gradients/loss/cross_entropy_grad"
 
@@ -25,7 +26,7 @@ def runs(tmp_path_factory):
     """Record a run whose gradients are below e4m3's range, and a healthy one."""
     folder = tmp_path_factory.mktemp("runs")
     ps.train(CONFIG.change(policy=E4M3, micro_batches=64), out=folder / "bad")
-    ps.train(CONFIG.change(policy="bf16", observe="counts"), out=folder / "good")
+    ps.train(CONFIG.change(policy=GOOD, observe="counts"), out=folder / "good")
     return folder
 
 
@@ -101,9 +102,12 @@ def test_diff_names_the_first_abnormal_op_and_passes_a_healthy_step(runs, call, 
 
 
 def test_diff_against_another_policy_and_another_run(runs, call):
-    code, out, _ = call("diff", runs / "good", "--step", 1, "--against", UNIFORM, "--op", "gelu")
+    words = ("diff", runs / "good", "--step", 1, "--against", UNIFORM, "--op")
+    code, out, _ = call(*words, "gelu", "--json")
     assert code == 0
-    assert "no bit differs" in out
+    assert [row["same_bits"] for row in json.loads(out)["rows"]] == [True]
+    updates = json.loads(call(*words, "apply_update", "--json")[1])["rows"]
+    assert not any(row["same_bits"] for row in updates)  # there the weights themselves are in bf16
     code, out, _ = call("diff", runs / "good", runs / "bad", "--step", 1, "--json")
     assert code == 1
     found = json.loads(out)

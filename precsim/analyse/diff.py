@@ -4,7 +4,8 @@ The order of ops does not depend on the values, so the two runs' ops pair up one
 run (a float64 reference, usually) is the truth; every op of the second is judged:
 
 - *local* error: what this op's rounding did to its own exact result;
-- *total* error: how far its result is from the other run's, in units of u of its format.
+- *total* error: how far its result is from the other run's, in units of u of its format;
+- in the optimizer, the share of its *updates* that change nothing.
 
 An op that rounds its inputs' errors through is "propagated"; one whose own rounding takes the error
 well above what its inputs and one rounding explain is "generated here"; one that does so by
@@ -22,7 +23,9 @@ import numpy.typing as npt
 from precsim.analyse.moment import REFERENCE, Moment, finest_unit
 from precsim.engine.dispatch import Event
 from precsim.engine.policy import Policy
+from precsim.formats.modes import Rounding
 from precsim.formats.registry import element_of
+from precsim.observe.counters import OpCounts, count
 
 Array = npt.NDArray[np.float64]
 
@@ -32,6 +35,7 @@ class Verdict(StrEnum):
 
     OK = "ok"
     GENERATED = "generated here"
+    LOST = "updates lost"
     AMPLIFIED = "amplified"
     PROPAGATED = "propagated"
 
@@ -43,7 +47,7 @@ class Row:
     `u` is the unit roundoff of the coarser of the op's two formats, or of the policy's finest where
     that is coarser still.
 
-    `local`: of its own rounding; `inputs`: largest total error among its operands; `expected`: what
+    `swamped` is the share of its nonzero updates that change nothing.  `local`: of its own rounding; `inputs`: largest total error among its operands; `expected`: what
     these and one rounding explain; `total`: what it is.  inf where a value is not finite.
     """
 
@@ -58,6 +62,7 @@ class Row:
     total: float
     flushed: float
     overflowed: int
+    swamped: float
     same_bits: bool
     verdict: Verdict
 
@@ -79,6 +84,9 @@ class Diff:
 
 LIMIT = 3.0
 """How many times the expected error an op may have before it is abnormal."""
+
+LOST_LIMIT = 0.5
+"""Share of an op's updates that may change nothing, unless rounding is by chance."""
 
 LOCAL_LIMIT = 2.0
 """Own rounding error, in u, above which an op rounds worse than its format's precision explains."""
@@ -119,6 +127,10 @@ def _row(index: int, event: Event, other: Event, u: float, *, healthy: bool) -> 
     nonzero = int(np.count_nonzero(exact))
     lost = nonzero - int(np.count_nonzero(rounded[exact != 0])) if nonzero else 0
     overflowed = int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(rounded)))
+    counts = count(event, histogram=False) if event.op == "apply_update" else OpCounts()
+    verdict = _verdict(local, expected, total, overflowed, healthy=healthy)
+    if event.phase == "update" and not (event.role == "weights" and event.kind == "cast"):
+        verdict = _verdict_on_update(event, counts.swamped_share, overflowed)
     return Row(
         index=index,
         path=event.path,
@@ -131,8 +143,9 @@ def _row(index: int, event: Event, other: Event, u: float, *, healthy: bool) -> 
         total=total,
         flushed=lost / nonzero if nonzero else 0.0,
         overflowed=overflowed,
+        swamped=counts.swamped_share,
         same_bits=bool(np.array_equal(rounded, other.rounded, equal_nan=True)),
-        verdict=_verdict(local, expected, total, overflowed, healthy=healthy),
+        verdict=verdict,
     )
 
 
@@ -147,6 +160,17 @@ def _verdict(
     if not healthy and not total <= LIMIT * LIMIT:
         return Verdict.PROPAGATED
     return Verdict.OK
+
+
+def _verdict_on_update(event: Event, swamped: float, overflowed: int) -> Verdict:
+    """Judge an op of the optimizer by what it loses.
+
+    Not by its distance: dividing a gradient by its own size makes any error as large as itself.
+    """
+    if overflowed:
+        return Verdict.GENERATED
+    by_chance = event.precision.rounding is Rounding.STOCHASTIC
+    return Verdict.LOST if swamped > LOST_LIMIT and not by_chance else Verdict.OK
 
 
 def _error(measured: Array, truth: Array) -> float:

@@ -17,8 +17,10 @@ import numpy as np
 
 from precsim import __version__
 from precsim.analyse.moment import Moment
+from precsim.analyse.whole_step import WholeStep
 from precsim.runs.files import Appender, DamagedError, read_file
 from precsim.runs.lines import decode_lines, dump, encode_line
+from precsim.runs.npz import Arrays
 from precsim.runs.store import LONGEST_FILE, TRIALS
 
 
@@ -66,9 +68,16 @@ def _facts(moment: Moment, to: str) -> Iterable[str]:
     yield f"precsim {__version__}, high is {to}"
     for name in ("model", "policy", "scale", "weight", "seed", "step"):
         yield f"{name}={getattr(moment, name)}"
+    if isinstance(moment, WholeStep):
+        yield f"the whole step of {moment.config}"
+        yield from _arrays(moment.state)
     for place, history in sorted(moment.delays.items()):
         yield f"{place}={dump(asdict(history))}"
-    for name, array in {"x": moment.x, "y": moment.y, **moment.parameters}.items():
+    yield from _arrays({"x": moment.x, "y": moment.y, **moment.parameters})
+
+
+def _arrays(arrays: Arrays) -> Iterable[str]:
+    for name, array in arrays.items():
         yield f"{name}={array.dtype}{array.shape}"
         yield sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 

@@ -163,7 +163,7 @@ class _Race:
             _take_over(run, other)
         self.start = _weights(self.twin)
         _set_weights(self.control, perturbed(self.start, seed))
-        self.nudge = norm(_difference(_weights(self.control), self.start))
+        self.nudge = norm(difference(_weights(self.control), self.start))
         self.worst = 0.0  # error of a step over the control's distance then
 
     def advance(self, step: int) -> tuple[StepResult, StepResult, Counters]:
@@ -179,15 +179,15 @@ class _Race:
         u = unit(self.run.policy)
         _take_over(self.run, self.shadow)
         measured, here, there = (_gradients(t, step) for t in (self.run, self.shadow, self.twin))
-        before, stored = _weights(self.shadow), _kept(self.run)
+        before, stored = _weights(self.shadow), kept_weights(self.run)
         mine, twin, counters = self.advance(step)
         _step(self.shadow, step)
-        made = _difference(_kept(self.run), stored)
-        wanted = _difference(_weights(self.shadow), before)
+        made = difference(kept_weights(self.run), stored)
+        wanted = difference(_weights(self.shadow), before)
         weights, twins = _weights(self.run), _weights(self.twin)
-        way = norm(_difference(twins, self.start))
-        apart = norm(_difference(_weights(self.control), twins))
-        error = norm(_difference(made, wanted))
+        way = norm(difference(twins, self.start))
+        apart = norm(difference(_weights(self.control), twins))
+        error = norm(difference(made, wanted))
         if apart and np.isfinite(error):
             self.worst = max(self.worst, error / apart)
         return Point(
@@ -232,7 +232,7 @@ def _take_over(old: Trainer, new: Trainer) -> None:
 
     What Kahan's compensation has kept aside belongs to the weights.
     """
-    _set_weights(new, _kept(old))
+    _set_weights(new, kept_weights(old))
     new.optimizer.steps = old.optimizer.steps
     for slot in new.optimizer.slots:
         states = old.optimizer.state[slot].items()
@@ -254,7 +254,7 @@ def _weights(trainer: Trainer) -> Values:
     return {n: np.array(p.numpy(), np.float64) for n, p in trainer.model.parameters.items()}
 
 
-def _kept(trainer: Trainer) -> Values:
+def kept_weights(trainer: Trainer) -> Values:
     """Return the weights, and what Kahan's compensation has kept of them aside, if there is any."""
     weights = _weights(trainer)
     for name, rest in trainer.optimizer.state.get("kahan", {}).items():
@@ -277,7 +277,8 @@ def _gradients(trainer: Trainer, step: int) -> Values:
     return {n: np.asarray(g.numpy(), np.float64) * factor for n, g in gradients.items()}
 
 
-def _difference(a: Values, b: Values) -> Values:
+def difference(a: Values, b: Values) -> Values:
+    """Return a - b for each tensor; what is not finite stays so."""
     with np.errstate(invalid="ignore"):
         return {name: a[name] - b[name] for name in b}
 

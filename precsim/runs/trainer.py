@@ -64,12 +64,12 @@ class Trainer:
         last = step + 1 == self.config.steps
         if not last and (step + 1) % self.config.eval_every:
             with using(self.policy, delays=self.delays):
-                return self._update(step)
+                return self.update(step)
         counters = Counters()
         watching = (counters,) if self.schedule else ()
         observers = (*current().observers, *watching)
         with using(self.policy, delays=self.delays, observers=observers):
-            result = self._update(step)
+            result = self.update(step)
         valid_loss = self.valid_loss(step)
         self.valid_losses += (valid_loss,)
         change = None
@@ -95,7 +95,7 @@ class Trainer:
                 taken_over = {n: rounded(x, role, n + end) for n, x in states.items()}
                 self.optimizer.state[slot] = taken_over
 
-    def _update(self, step: int) -> StepResult:
+    def update(self, step: int) -> StepResult:
         """Scale, go backward, unscale and check, clip, step, adjust the scale: in this order."""
         config = self.config
         peak = config.lr

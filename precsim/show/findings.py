@@ -19,7 +19,8 @@ from precsim.show.terminal import Cells, Column, ink, table
 BAR = 10
 """Letters of the longest bar."""
 
-VERDICTS = {Verdict.OK: "", Verdict.GENERATED: "bold red", Verdict.AMPLIFIED: "bold yellow",
+VERDICTS = {Verdict.OK: "", Verdict.GENERATED: "bold red", Verdict.LOST: "bold red",
+            Verdict.AMPLIFIED: "bold yellow",
             Verdict.PROPAGATED: "magenta"}  # fmt: skip
 
 DIFF_COLUMNS = (
@@ -32,6 +33,7 @@ DIFF_COLUMNS = (
     Column("its own", 6),
     Column("flushed", 7),
     Column("over-\nflow", 8),
+    Column("updates\nlost", 9),
     Column("verdict", 0, "left"),
 )
 
@@ -54,6 +56,7 @@ def _diff_cells(row: Row) -> Cells:
         f"{row.local:.2g}",
         share(row.flushed),
         str(row.overflowed),
+        share(row.swamped),
         Text(row.verdict, style=style),
     ]
 
@@ -109,9 +112,9 @@ def _ink(precision: str) -> str:
     return ink(precision) if precision else ""
 
 
-def blame_sentences(found: Blame) -> list[str]:
+def blame_sentences(found: Blame, of: str = "gradient") -> list[str]:
     """Return the total error, and how far the shares can be trusted."""
-    lines = [f"the gradient's error is {found.total:.3g} = {found.total / found.u:.3g} u"]
+    lines = [f"the {of}'s error is {found.total:.3g} = {found.total / found.u:.3g} u"]
     if found.accounted and found.total < float("inf"):
         adds_up = 0.8 <= found.accounted <= 1.25
         trust = "errors add up" if adds_up else "errors interact, so read 'removes'"

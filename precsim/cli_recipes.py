@@ -78,6 +78,7 @@ def _measure(
 ) -> None:
     """Train the recipes side by side, and print what each came to and what it takes."""
     from precsim import demo
+    from precsim.analyse.first import first_gradient
     from precsim.analyse.memory import memory
 
     try:
@@ -99,17 +100,23 @@ def _measure(
             )
     except demo.DemoError as error:
         fail(str(error), 3)
-    taken = {n: memory(config.change(**one.settings()), corpus) for n, one in chosen.items()}
+    configs = {n: config.change(**one.settings()) for n, one in chosen.items()}
+    taken = {n: memory(each, corpus) for n, each in configs.items()}
+    errors = {n: first_gradient(each, corpus).rho for n, each in configs.items()}
     if as_json:
         facts = {
             name: {
                 "summary": outcome.summary.to_dict(),
                 "memory": taken[name].to_dict(),
+                "gradient_error": errors[name],
                 "seconds": outcome.seconds,
             }
             for name, outcome in outcomes.items()
         }
         print_line(dump(plain(facts)))
         return
-    rows = {n: (chosen[n].format, o.summary, taken[n]) for n, o in outcomes.items()}
+    rows = {
+        n: shown.Measured(chosen[n].format, o.summary, taken[n], errors[n])
+        for n, o in outcomes.items()
+    }
     out.print(shown.measured_table(rows, out.width))

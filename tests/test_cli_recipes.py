@@ -26,6 +26,7 @@ def test_measured_numbers_for_a_program(run):
     assert list(found) == ["fp32", "half"]
     assert found["fp32"]["summary"]["steps"] == 2
     assert found["fp32"]["summary"]["flushed"] < found["half"]["summary"]["flushed"]
+    assert 0 < found["fp32"]["gradient_error"] < 1e-5 < found["half"]["gradient_error"]
     assert found["half"]["memory"]["total"] < found["fp32"]["memory"]["total"]
 
 

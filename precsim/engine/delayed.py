@@ -3,7 +3,8 @@
 A factor from the tensor's own largest magnitude needs a pass over it before it can be quantized.
 Delayed scaling takes that of the last steps instead: the first step has factor 1, every step notes
 its amax, and afterwards the factor becomes max / amax over a window of them.  A tensor that grows
-faster than the window tells saturates, and nobody says so.
+faster than the window tells saturates.  A gradient that vanishes in the first step, for want of a
+factor, leaves nothing to learn from for the layers before it: it takes some steps until all have one.
 
 The factors are state: `precsim.train` keeps them in checkpoints, and a run resumes with their bits.
 A loop of one's own keeps them itself:
@@ -106,6 +107,11 @@ class Delays:
     def __init__(self, histories: Mapping[str, AmaxHistory] | None = None) -> None:
         self.histories = dict(histories or {})
         self._seen: dict[str, tuple[float, float]] = {}
+
+    @property
+    def seen(self) -> bool:
+        """Whether any tensor came by since the last `advance`."""
+        return bool(self._seen)
 
     def factor(self, place: str) -> float:
         """Return what tensors in this place are multiplied with in this step."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from math import isfinite
+from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -92,6 +93,7 @@ def differences(a: str, b: str, found: Iterable[Difference], width: int) -> Rend
 MEASURED_COLUMNS = (
     Column("recipe", justify="left"),
     Column("valid.\nloss"),
+    Column("gradient\nerror", 1),
     Column("gradients\nflushed"),
     Column("updates\nlost"),
     Column("steps\nskipped", 1),
@@ -105,15 +107,25 @@ MEASURED_COLUMNS = (
 )
 
 
-def measured_table(rows: Mapping[str, tuple[str, Summary, Memory]], width: int) -> RenderableType:
-    """Return the table of what each recipe came to and takes: name -> (format, summary, memory)."""
+class Measured(NamedTuple):
+    """What a recipe came to: the format of its hue, its run, what it takes, its gradient's error."""
+
+    format: str
+    run: Summary
+    taken: Memory
+    error: float
+
+
+def measured_table(rows: Mapping[str, Measured], width: int) -> RenderableType:
+    """Return the table of what each recipe came to and takes."""
     cells: list[Cells] = []
-    for name, (fmt, run, taken) in rows.items():
+    for name, (fmt, run, taken, error) in rows.items():
         kinds = (taken.weights, taken.copies, taken.gradients, taken.state)
         cells.append(
             [
                 Text(name, style=ink(fmt)),
                 f"{run.valid_loss:.3f}",
+                share(error) if isfinite(error) else "inf/nan",
                 share(run.flushed),
                 share(run.lost_updates),
                 str(run.skipped),
@@ -124,7 +136,8 @@ def measured_table(rows: Mapping[str, tuple[str, Summary, Memory]], width: int) 
             ]
         )
     key = (
-        "Losses of the same training on the same text; flushed: of the backward results that were "
+        "Losses of the same training on the same text; gradient error: of the first step's, beside "
+        "float64 at the same weights; flushed: of the backward results that were "
         "not zero; lost: of the weight updates that were not zero.  Memory is a model, not a "
         "measurement: bytes a parameter of the weights that are updated, of their copies in other "
         "formats, of gradients and of optimizer state, were each stored in its format; activations "

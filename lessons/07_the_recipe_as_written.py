@@ -99,11 +99,11 @@ for seed in seeds(3):
         error[seed][name] = np.array(found)
     ours, half, amp = (error[seed][name] for name in RECIPES[:3])
     good = max(error[seed][name].max() for name in RECIPES[2:])
-    check(f"seed {seed}: at k = 0 it is as good as AMP", ours[0] < 1.5 * amp[0], ours[0] / amp[0])
+    check(f"seed {seed}: at k = 0 it errs as AMP does", ours[0] < 1.5 * amp[0], ours[0] / amp[0])
     check(f"seed {seed}: at k = 16 more than half is wrong", ours[-1] > 0.5, ours[-1])
     check(f"seed {seed}: `half` is as far off, from k = 8 on", abs(half / ours - 1)[K >= 8] < 0.1)
     check(f"seed {seed}: the three with a loss scale stay below 1 %", good < 0.01, good, WHO)
-for name, row in error[0].items():
+for name, row in ({"k": K} | error[0]).items():
     print(f"{name:20}", *(f"{e:8.2g}" for e in row))
 predict("the least k", my_guess, int(K[np.argmax(error[0]["seed_mixed"] > 0.1)]), tol=1)
 step = show_step(moment_of(run, ps.recipe("seed_mixed").policy).at(weight=2.0**-12))

@@ -8,6 +8,7 @@ from tiny_runs import tiny
 import precsim as ps
 from precsim.report import page
 from precsim.report.collect import collect
+from precsim.runs.summary import summarize
 
 playwright = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("jinja2")
@@ -193,6 +194,13 @@ def test_another_run_has_its_own_steps(view, runs):
         == runs["other"].ops(0)["path"].tolist()
     )
     assert "skipped" in view.locator("#facts").inner_text()
+
+
+def test_a_loss_that_explodes_does_not_flatten_the_others(view, runs):
+    low, high = view.evaluate("document.getElementById('loss')._fullLayout.yaxis.range")
+    losses = [r.loss for run in runs.values() for r in run.records]
+    assert low < min(losses)
+    assert high < 1.8 * summarize(runs[EVIL]).guess
 
 
 def test_names_are_text_in_charts_too(view):

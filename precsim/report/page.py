@@ -136,6 +136,7 @@ def _data(runs: Sequence[Collected]) -> dict[str, Any]:
             {
                 "name": run.name,
                 "hue": hue(run.format),
+                "guess": run.summary.guess,
                 "scaled": run.scaled,
                 "trouble": run.summary.trouble.step if run.summary.trouble else None,
                 "curves": run.curves,

@@ -163,17 +163,22 @@
     cursors[id] = box;
   }
   function curves() {
-    const losses = [];
+    const losses = [], means = [];
     data.runs.forEach((r, i) => {
       const c = r.curves, style = styleOf(i), name = escape(r.name), window = Math.max(1, Math.ceil(c.step.length / 20));
       losses.push({ x: c.step, y: c.loss, mode: "lines", line: { color: style.color, width: 1 }, opacity: 0.3, hoverinfo: "skip", showlegend: false });
-      losses.push({ x: c.step, y: mean(c.loss, window), mode: "lines", name, line: { ...style, width: 2.5 }, hovertemplate: `%{y:.3f}` });
+      means.push(mean(c.loss, window));
+      losses.push({ x: c.step, y: means[i], mode: "lines", name, line: { ...style, width: 2.5 }, hovertemplate: `%{y:.3f}` });
       losses.push({ x: c.step, y: c.valid_loss, mode: "markers", name: `${name}, validation`, showlegend: false,
         marker: { color: css("--panel"), size: 8, line: { color: style.color, width: 2 } }, hovertemplate: `%{y:.3f}` });
     });
+    // As high as the curves are, but where one explodes: what is worse than guessing by far leaves at the top.
+    const guess = data.runs[0].guess, seen = [...means, ...data.runs.map((r) => r.curves.valid_loss)].flat().filter((v) => v !== null);
+    const top = Math.min(Math.max(...seen), 1.6 * guess), low = Math.min(...seen, top), room = 0.06 * (top - low) || 0.5;
+    const line = { type: "line", xref: "paper", x0: 0, x1: 1, y0: guess, y1: guess, line: { color: css("--quiet"), width: 1, dash: "dash" } };
     const changes = data.runs.flatMap((r, i) => r.changes.map((x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: styleOf(i).color, width: 1.2 } })));
-    chart("loss", losses, { height: 330, hovermode: "x unified", xaxis: { title: { text: "step" } }, yaxis: { title: { text: "nats per letter" } },
-      shapes: changes, annotations: [...changes.map((c) => ({ x: c.x0, y: 1, yref: "paper", yanchor: "top", xanchor: "left", text: "policy changes", showarrow: false, font: { size: 11, color: css("--quiet") } })), { text: "line: running mean of the training loss; rings: validation", xref: "paper", yref: "paper", x: 1, y: 1.02, xanchor: "right", yanchor: "bottom", showarrow: false, font: { size: 11.5, color: css("--quiet") }, visible: !small() }] });
+    chart("loss", losses, { height: 330, hovermode: "x unified", xaxis: { title: { text: "step" } }, yaxis: { title: { text: "nats per letter" }, range: [low - room, top + room] },
+      shapes: [line, ...changes], annotations: [{ x: 1, xref: "paper", xanchor: "right", y: guess, yanchor: "bottom", text: `guessing evenly: ${guess.toFixed(2)}`, showarrow: false, visible: guess < top + room, font: { size: 11.5, color: css("--quiet") } }, ...changes.map((c) => ({ x: c.x0, y: 1, yref: "paper", yanchor: "top", xanchor: "left", text: "policy changes", showarrow: false, font: { size: 11, color: css("--quiet") } })), { text: "line: running mean of the training loss; rings: validation", xref: "paper", yref: "paper", x: 1, y: 1.02, xanchor: "right", yanchor: "bottom", showarrow: false, font: { size: 11.5, color: css("--quiet") }, visible: !small() }] });
 
     const scales = [];
     data.runs.forEach((r, i) => {

@@ -2,13 +2,15 @@
 
 A small transformer is trained in NumPy, and every tensor operation, forward, backward and update,
 is computed wide and rounded once to an emulated number format.  The names below are the public
-surface; ``ps.plot`` needs matplotlib and is loaded when it is first used.
+surface; ``ps.plot`` and ``ps.figure`` need matplotlib and are loaded when they are first used.
 """
 
 __version__ = "0.1.0"  # first: parts of the package write it into what they make
 
 from typing import Any
 
+from precsim.analyse.ask import blame, diff, search
+from precsim.analyse.twins import drifts as drift
 from precsim.engine import ops
 from precsim.engine.context import Context, current, scope, using
 from precsim.engine.delayed import Delays
@@ -67,9 +69,12 @@ __all__ = [
     "Tensor",
     "TrainConfig",
     "arithmetic",
+    "blame",
     "current",
     "decode",
     "diagnose",
+    "diff",
+    "drift",
     "encode",
     "exact",
     "explain",
@@ -87,6 +92,7 @@ __all__ = [
     "resume",
     "scaling",
     "scope",
+    "search",
     "tensor",
     "train",
     "using",
@@ -98,5 +104,9 @@ def __getattr__(name: str) -> Any:
         from precsim.show import plot
 
         return plot
+    if name == "figure":
+        from precsim.show.gallery import draw
+
+        return draw
     msg = f"module 'precsim' has no attribute {name!r}"
     raise AttributeError(msg)

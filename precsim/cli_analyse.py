@@ -6,23 +6,19 @@ input.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from precsim.analyse import ask
 from precsim.analyse import blame as blaming
 from precsim.analyse import diff as diffing
-from precsim.analyse import search as searching
 from precsim.analyse.health import Health, complaint
-from precsim.analyse.moment import REFERENCE, Moment, Site
-from precsim.analyse.recorded import Op, moment_at, ops_of, walk
+from precsim.analyse.recorded import Op, ops_of, walk
 from precsim.analyse.scales import outlooks
-from precsim.analyse.trials import Trials
-from precsim.analyse.whole_step import whole_step
 from precsim.cli_runs import consoles, fail, print_line
 from precsim.engine.policy import Policy
 from precsim.observe.counters import OpCounts, total
@@ -32,7 +28,7 @@ from precsim.runs.config import ConfigError, TrainConfig, parse_assignments, rea
 from precsim.runs.data import load
 from precsim.runs.files import RunError, write_file
 from precsim.runs.lines import dump
-from precsim.runs.run import StoredRun, open_run
+from precsim.runs.run import open_run
 from precsim.show import findings, steps
 
 WORST = 12
@@ -152,15 +148,11 @@ def diff(
 
     Weights, batch and loss scale are those of DIR in both; with DIR2, DIR is the truth.
     """
-    run = open_run(folder)
-    moment = moment_at(run, step)
-    low, high = moment.policy, replace(REFERENCE, granularity=moment.policy.granularity)
-    if other is not None:
-        low, high = _policy_of(other, step, moment), moment.policy
-    if against is not None:
-        high = _policy(against)
+    truth = None if against is None else _policy(against)
     try:
-        found = diffing.diff(whole_step(run, moment), low, high)
+        found = ask.diff(open_run(folder), step, None if other is None else open_run(other), truth)
+    except RunError:
+        raise
     except ValueError as error:
         fail(str(error), 2)
     rows = [row for row in found.rows if op is None or matches(row.path, op)]
@@ -186,22 +178,13 @@ def _interesting(rows: list[diffing.Row]) -> list[diffing.Row]:
     return sorted(order[: max(WORST, min(abnormal, 2 * WORST))], key=lambda r: r.index)
 
 
-def _policy_of(other: Path, step: int, moment: Moment) -> Policy:
-    """Return another run's policy at a step; raise `RunError` where its model has other sizes."""
-    found = moment_at(open_run(other), step)
-    if found.model != moment.model:
-        msg = f"{other} has a model of other sizes: expected {moment.model}; got {found.model}"
-        raise RunError(msg)
-    return found.policy
-
-
 def _policy(text: str) -> Policy:
     """Return a policy from a recipe's name or a policy's text; exit with 2 for neither."""
     try:
         found = RECIPES[text].policy if text in RECIPES else Policy.parse(text)
     except ValueError as error:
         fail(f"--against {text!r} is no recipe and no policy: {error}", 2)
-    return replace(found, arithmetic="exact")
+    return found
 
 
 def blame(
@@ -211,8 +194,8 @@ def blame(
 
     alone: the error with only this op in its format; without: with only this op in fp64.
     """
-    moment = _moment(open_run(folder), step, update=update)
-    sites = _sites(moment, op)
+    moment = ask.moment_of(open_run(folder), step, update=update)
+    sites = ask.sites_of(moment, op)
     _note(f"running the step {2 * len(sites) + 2} times, for {len(sites)} sites", quiet=as_json)
     found = blaming.blame(moment, sites)
     worst = found.worst(len(sites) if op else WORST)
@@ -225,18 +208,6 @@ def blame(
         print_line(line)
     out.print()
     out.print(findings.blame_table(worst, out.width))
-
-
-def _moment(run: StoredRun, step: int, *, update: bool) -> Moment:
-    moment = moment_at(run, step)
-    return whole_step(run, moment) if update else moment
-
-
-def _sites(moment: Moment, glob: str | None) -> list[Site]:
-    sites = [s for s in moment.sites() if glob is None or matches(s.name, glob)]
-    if not sites:
-        fail(f"no op of that step's gradient matches {glob!r}", 2)
-    return sites
 
 
 def _share_facts(one: blaming.Share) -> dict[str, Any]:
@@ -273,18 +244,17 @@ def search(
     Prints the policy that does it, for train --set or fork --set.  What was tried is kept beside
     the run: after Ctrl-C the same command goes on, and another tolerance starts from it.
     """
-    run = open_run(folder)
-    moment = _moment(run, step, update=update)
-    sites = _sites(moment, op)
-    _, err = consoles()
-    with _known(folder, moment, to, fresh=fresh) as known, err.status("") as status:
+    run, (_, err) = open_run(folder), consoles()
+    with err.status("") as status:
         try:
-            found = searching.search(
-                moment, tolerance, sites, to=to, known=known,
+            found = ask.search(
+                run, step, tolerance, op, update=update, to=to, fresh=fresh,
                 on_trial=lambda n, high: status.update(f"trial {n}: {high} ops high"),
             )  # fmt: skip
         except KeyboardInterrupt:
             fail("interrupted; the same command goes on from what has been tried", 130)
+        except RunError:
+            raise
         except ValueError as error:
             fail(str(error), 2)
     if output is not None and found.policy is not None:
@@ -299,20 +269,6 @@ def search(
             print_line(line)
     if found.reason and found.all_low > tolerance:
         fail(f"nothing found: {found.reason}", 1)
-
-
-@contextmanager
-def _known(folder: Path, moment: Moment, to: str, *, fresh: bool) -> Iterator[searching.Known]:
-    """Open what has been tried before; where it cannot be written, remember in memory only."""
-    try:
-        trials = Trials(folder, moment, to, fresh=fresh)
-    except RunError as error:
-        typer.echo(f"precsim: note: what is tried is not kept: {error}", err=True)
-        memory: dict[frozenset[str], float] = {}
-        yield memory
-        return
-    with trials:
-        yield trials
 
 
 def whatif(folder: Folder, step: Step, op: Glob = None, as_json: Json = False) -> None:

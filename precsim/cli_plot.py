@@ -38,6 +38,9 @@ def plot(
     tolerance: Annotated[
         float, typer.Option("--tol", metavar="X", help="Of the search behind the figure pareto.")
     ] = 0.1,
+    update: Annotated[
+        bool, typer.Option("--update", help="Blame and pareto: of the weights' update.")
+    ] = False,
     title: Annotated[str | None, typer.Option(help="A title of your own.")] = None,
     output: Annotated[
         Path | None,
@@ -68,7 +71,12 @@ def plot(
     try:
         with err.status(f"collecting {figure}"):
             data = gallery.collect(
-                figure, [open_run(f) for f in folders], step=step or 0, op=op, tolerance=tolerance
+                figure,
+                [open_run(f) for f in folders],
+                step=step or 0,
+                op=op,
+                tolerance=tolerance,
+                update=update,
             )
         name = folders[0].resolve().name
         where = f"{name}, step {step}" if of == gallery.STEP else name * (len(folders) == 1)

@@ -186,6 +186,7 @@ def test_a_real_ctrl_c_leaves_trials_that_the_next_search_uses(run):
         assert known.found == 5
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_run_that_cannot_be_written_is_searched_all_the_same(run, call):
     (run.path / "search.jsonl").mkdir()
     code, out, err = call("search", run.path, "--step", 1, "--tol", 0.5, "--op", "gradients/*")

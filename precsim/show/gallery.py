@@ -3,14 +3,14 @@
 ::
 
     from precsim.show import gallery
-    axes = gallery.draw("blame", [ps.open("runs/a")], step=137)
-    gallery.save("drift", gallery.collect("drift", [ps.open("runs/a")]), "drift.png")
+    axes = ps.figure("blame", ps.open("runs/a"), step=137)  # which is gallery.draw
+    gallery.save("drift", gallery.collect("drift", ps.open("runs/a")), "drift.png")
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from precsim.analyse import blame as blaming
-from precsim.analyse import diff as diffing
+from precsim.analyse import ask
 from precsim.analyse import search as searching
 from precsim.analyse.chance import averaged
-from precsim.analyse.moment import REFERENCE, Moment, Site, coarsest
-from precsim.analyse.recorded import moment_at, ops_of
+from precsim.analyse.moment import Moment, coarsest
+from precsim.analyse.recorded import ops_of
 from precsim.analyse.timeline import timeline
 from precsim.analyse.twins import drifts
 from precsim.observe.trace import matches
-from precsim.runs.files import RunError
 from precsim.runs.run import StoredRun
 from precsim.show import plot
 from precsim.show.blame_plot import blame_bars, blame_bars_data
@@ -45,12 +43,16 @@ ONE, MANY, STEP = "one run", "runs", "one step"
 
 @dataclass(frozen=True)
 class Asked:
-    """What a figure is asked of: runs and, where it needs them, a step, ops, and a tolerance."""
+    """What a figure is asked of: runs and, where it needs them, a step, ops, and a tolerance.
+
+    `update`: about the weights' update instead of the gradient.
+    """
 
     runs: Sequence[StoredRun]
     step: int = 0
     op: str | None = None
     tolerance: float = 0.1
+    update: bool = False
 
     @property
     def run(self) -> StoredRun:
@@ -60,15 +62,7 @@ class Asked:
     @property
     def moment(self) -> Moment:
         """The moment before the step."""
-        return moment_at(self.run, self.step)
-
-    def sites(self, moment: Moment) -> list[Site]:
-        """Return the sites that `op` names; raise `RunError` where there are none."""
-        found = [s for s in moment.sites() if self.op is None or matches(s.name, self.op)]
-        if not found:
-            msg = f"no op of step {self.step} matches {self.op!r}"
-            raise RunError(msg)
-        return found
+        return ask.moment_of(self.run, self.step, update=self.update)
 
 
 @dataclass(frozen=True)
@@ -91,9 +85,7 @@ def _drift(asked: Asked) -> Data:
 
 
 def _diff(asked: Asked) -> Data:
-    moment = asked.moment
-    high = replace(REFERENCE, granularity=moment.policy.granularity)
-    return divergence_data(diffing.diff(moment, moment.policy, high))
+    return divergence_data(ask.diff(asked.run, asked.step))
 
 
 def _heat(column: str) -> Callable[[Asked], Data]:
@@ -106,14 +98,13 @@ def _scale_chart(asked: Asked) -> Data:
 
 
 def _blame(asked: Asked) -> Data:
-    moment = asked.moment
-    return blame_bars_data(blaming.blame(moment, asked.sites(moment)))
+    return blame_bars_data(ask.blame(asked.run, asked.step, asked.op, update=asked.update))
 
 
 def _pareto(asked: Asked) -> Data:
     moment = asked.moment
     tried: dict[frozenset[str], float] = {}
-    sites = asked.sites(moment)
+    sites = ask.sites_of(moment, asked.op)
     found = searching.search(moment, asked.tolerance, sites, known=tried)
     return pareto_data(tried, sites, found)
 
@@ -170,20 +161,25 @@ FIGURES: Mapping[str, Callable[..., Figure]] = {
 """Name in a figure's JSON -> function that draws it, on a figure of its own."""
 
 
-def collect(name: str, runs: Sequence[StoredRun], **asked: Any) -> Data:
-    """Return the data of a figure; `asked` are the other fields of `Asked`.
+def collect(name: str, runs: StoredRun | Sequence[StoredRun], **asked: Any) -> Data:
+    """Return the data of a figure about a run, or several; `asked` are other fields of `Asked`.
 
     Raises `ValueError` for an unknown figure, `RunError` where the runs have not what it needs.
     """
     if name not in KINDS:
         msg = f"no figure {name!r}: expected one of {', '.join(KINDS)}"
         raise ValueError(msg)
-    return KINDS[name].collect(Asked(runs, **asked))
+    several = [runs] if isinstance(runs, StoredRun) else runs
+    return KINDS[name].collect(Asked(several, **asked))
 
 
-def draw(name: str, runs: Sequence[StoredRun], title: str = "", **asked: Any) -> Axes:
-    """Return the axes of a figure about runs (the first of them, where it has several panels)."""
-    drawn = KINDS[name].draw(**collect(name, runs, **asked), title=title)
+def draw(name: str, runs: StoredRun | Sequence[StoredRun], title: str = "", **asked: Any) -> Axes:
+    """Return the axes of a figure about a run, or several; of several panels the first.
+
+    Raises as `collect` does.
+    """
+    data = collect(name, runs, **asked)
+    drawn = KINDS[name].draw(**data, title=title)
     return drawn.axes[0] if isinstance(drawn, Figure) else drawn
 
 

@@ -96,15 +96,20 @@ def _draw_ends(axes: Axes, rows: Sequence[Data]) -> None:
 
 
 def divergence_data(found: Diff) -> Data:
-    """Return the error of each op in u, what is expected of it, and the first abnormal one."""
-    first = found.first_abnormal()
+    """Return the error of each op in u, what is expected of it, and the first abnormal one.
+
+    Of the optimizer's ops those that change the weights: errors of the others say little, since
+    they divide a gradient by its own size.
+    """
+    rows = [r for r in found.rows if r.path.partition("/")[0] not in ("update", "optimizer_state")]
+    first = next((n for n, row in enumerate(rows) if row.verdict is not Verdict.OK), None)
     return {
-        "error": [row.total for row in found.rows],
-        "expected": [row.expected for row in found.rows],
-        "abnormal": [row.verdict is not Verdict.OK for row in found.rows],
-        "backward": next((r.index for r in found.rows if r.path.startswith("gradients/")), None),
-        "first": None if first is None else {"index": first.index, "path": first.path,
-                                             "verdict": str(first.verdict)},
+        "error": [row.total for row in rows],
+        "expected": [row.expected for row in rows],
+        "abnormal": [row.verdict is not Verdict.OK for row in rows],
+        "backward": next((n for n, r in enumerate(rows) if r.path.startswith("gradients/")), None),
+        "first": None if first is None else {"index": first, "path": rows[first].path,
+                                             "verdict": str(rows[first].verdict)},
     }  # fmt: skip
 
 

@@ -1,0 +1,73 @@
+"""Questions asked of a run in Python: the answers are those of the moment that it went through."""
+
+import pytest
+
+import precsim as ps
+from precsim.analyse import blame, diff
+from precsim.analyse.moment import relative_error
+from precsim.analyse.recorded import moment_at
+from precsim.runs.files import RunError
+
+CONFIG = ps.TrainConfig(
+    data="reverse", layers=1, heads=1, width=8, context=16, batch=2, steps=3, eval_every=3,
+    checkpoint_every=2, observe="off", micro_batches=64,
+    policy="gradients=e4m3:saturate weight_gradients=e4m3:saturate",
+)  # fmt: skip
+GUILTY = "gradients/loss/cross_entropy_grad"
+SITES = "gradients/[lh]*"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return ps.train(CONFIG, out=tmp_path_factory.mktemp("runs") / "bad")
+
+
+def test_the_first_abnormal_op_of_a_run(run, tmp_path):
+    found = ps.diff(run, 1)
+    assert found.first_abnormal().path == GUILTY
+    assert {row.path.partition("/")[0] for row in found.rows} > {"activations", "optimizer_state"}
+    gradient = diff.diff(moment_at(run, 1)).rows
+    assert [r.total for r in found.rows[: len(gradient) - 10]] == [
+        r.total for r in gradient[: len(gradient) - 10]
+    ]
+    assert ps.diff(run, 1, against=str(run.policy)).first_difference() is None
+    other = ps.train(CONFIG.change(policy="bf16"), out=tmp_path / "other")
+    assert {row.format for row in ps.diff(run, 1, other).rows} == {"bf16"}
+    small = ps.train(CONFIG.change(width=4), out=tmp_path / "small")
+    with pytest.raises(RunError, match="model of other sizes"):
+        ps.diff(run, 1, small)
+
+
+def test_blame_and_search_of_a_run(run):
+    shares = ps.blame(run, 1, SITES)
+    moment = moment_at(run, 1)
+    sites = [s for s in moment.sites() if s.name in {one.site.name for one in shares.shares}]
+    assert shares == blame.blame(moment, sites)
+    found = ps.search(run, 1, 0.5, "gradients/*")
+    assert GUILTY in {site.name for site in found.keep}
+    assert relative_error(moment.gradients(found.policy), moment.reference()) <= 0.5
+    assert ps.search(run, 1, 0.5, "gradients/*").evaluations == 0
+    with pytest.raises(RunError, match="no op of that step's gradient matches 'nosuch'"):
+        ps.blame(run, 1, "nosuch")
+    with pytest.raises(RunError, match="no state before step 9"):
+        ps.search(run, 9, 0.5)
+
+
+def test_a_run_that_cannot_be_written_is_searched_with_a_warning(run, monkeypatch):
+    def full(*_args, **_named):
+        msg = "no room"
+        raise RunError(msg)
+
+    monkeypatch.setattr("precsim.analyse.ask.Trials", full)
+    with pytest.warns(RuntimeWarning, match="not kept: no room"):
+        found = ps.search(run, 1, 0.5, "gradients/*")
+    assert found.evaluations > 0
+
+
+def test_figures_and_drift_are_at_hand(run):
+    axes = ps.figure("blame", run, step=1, op=SITES, title="who")
+    assert axes.get_title(loc="left") == "who"
+    found = ps.drift(run, every=2)
+    assert [point.step for point in found.points] == [0, 2]
+    with pytest.raises(ValueError, match="no figure 'nosuch'"):
+        ps.figure("nosuch", run)

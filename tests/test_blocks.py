@@ -25,6 +25,7 @@ OTHERS = [
     "bf16:row", "fp16:1x4:bf16", "fp32:row", "mxfp8:3x1:even", "mxfp4:1x7@0", "mxfp4:max",
     "e4m3:tensor:inverse", "e5m2:row:inverse:amax_min=1e-12", "e4m3:3x4:inverse", "int8:row:inverse",
     "e4m3:delayed", "e2m1:delayed", "nvfp4:inverse", "nvfp4:4x4:inverse",
+    "int8:row:bf16:inverse", "e4m3:1x4:fp16:inverse",
 ]  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def settled(moment: Moment) -> Moment:
     """
     delays = Delays(moment.delays)
     for _ in range(4 * moment.model.layers + 2):
-        moment.gradients(delays=delays)
+        moment.gradients_with(delays)
         if not delays.seen:
             return moment
         delays.advance(moment.policy.delayed)

@@ -49,20 +49,26 @@ class Moment:
     delays: Mapping[str, AmaxHistory] = field(default_factory=dict)
 
     def gradients(
-        self,
-        policy: Policy | str | None = None,
-        observers: Iterable[Observer] = (),
-        delays: Delays | None = None,
+        self, policy: Policy | str | None = None, observers: Iterable[Observer] = ()
     ) -> Values:
         """Return the unscaled gradients in float64, by parameter, under `policy` (None: its own).
 
-        Infinities and NaN stay; nothing is skipped.  `delays` keeps what the step sees (None: it is
-        forgotten, and the histories are the moment's own).
+        Infinities and NaN stay; nothing is skipped.
         """
+        return self.gradients_with(Delays(self.delays), policy, observers)
+
+    def gradients_with(
+        self,
+        delays: Delays,
+        policy: Policy | str | None = None,
+        observers: Iterable[Observer] = (),
+    ) -> Values:
+        """Return them with the factors of `delays`, which keeps what the step sees."""
         chosen = self.policy if policy is None else Policy.parse(policy)
         chosen = replace(chosen, initial_weights=None)  # these weights began long ago
-        kept = Delays(self.delays) if delays is None else delays
-        with using(chosen, observers=tuple(observers), seed=self.seed, step=self.step, delays=kept):
+        with using(
+            chosen, observers=tuple(observers), seed=self.seed, step=self.step, delays=delays
+        ):
             with using(observers=()):
                 model = GPT(self.model, parameters=self.parameters)
             loss = model.loss(self.x, self.y)

@@ -124,9 +124,13 @@ def find_scales(view: Array, fmt: Scaled, factor: float = 1.0) -> Scales:
         xp.maximum(amax, fmt.amax_min, out=amax)
     if fmt.rule is ScaleRule.INVERSE:
         amax[amax > FP32.max] = xp.nan
-        if fmt.tensor_scale is None:
+        if fmt.tensor_scale is not None:
+            return two_levels(amax, fmt)
+        if fmt.scale == FP32:
             return one_level(factors_of(amax, fmt.element.max))
-        return two_levels(amax, fmt)
+        ratio = amax / fmt.element.max
+        blocks = _stored(ratio, amax == 0, fmt.scale, fmt.smallest_scale)
+        return Scales(blocks, factors=factors_of(blocks, 1))
     if fmt.scale.man_bits == 0 and fmt.rule.gives_powers:  # what _stored would do, and quicker
         return Scales(xp.clip(_ratio(amax, fmt), fmt.smallest_scale, fmt.scale.max))
     if fmt.tensor_scale is None:

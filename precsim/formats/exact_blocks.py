@@ -72,6 +72,12 @@ def _multiplied_block(
         if exact.is_nan(factor):
             return RoundedBlock(math.nan, [], [math.nan] * len(numbers))
     scale = Fraction(_single(1 / Fraction(factor)))
+    if fmt.tensor_scale is None and fmt.scale != FP32:
+        found = block_scale(numbers, fmt)
+        if exact.is_nan(found):
+            return RoundedBlock(math.nan, [], [math.nan] * len(numbers))
+        scale = Fraction(found)
+        factor = Fraction(min(_single(1 / scale), FP32.max))
     if fmt.tensor_scale is not None:
         amax = max([Fraction(fmt.amax_min), *(abs(exact.exact(x)) for x in numbers)])
         per_amax = _single(tensor_factor * Fraction(_single(1 / Fraction(fmt.element.max))))
@@ -151,7 +157,7 @@ def tensor_scale(numbers: Sequence[float], fmt: Scaled) -> Fraction | float:
 def _ratio(amax: Fraction, fmt: Scaled) -> Fraction:
     """Return the scale that the rule gives for this amax, exactly."""
     element, two = fmt.element, Fraction(2)
-    if fmt.rule is ScaleRule.MAX:
+    if fmt.rule in (ScaleRule.MAX, ScaleRule.INVERSE):
         return amax / Fraction(element.max)
     if fmt.rule is ScaleRule.SPAN:
         return 2 * amax / (Fraction(fmt.max) - Fraction(fmt.min))

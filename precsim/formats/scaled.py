@@ -52,7 +52,9 @@ class ScaleRule(Choice):
     INVERSE = "inverse"
     """As MAX, by way of the factor max / amax: a float32 number that values are multiplied with, in
     float32; the scale that is stored is 1 / factor (Transformer Engine's and torchao's fp8).  It
-    matters at midpoints, where bf16 data often lies.  A factor beyond float32 is its largest.  Of two
+    matters at midpoints, where bf16 data often lies.  A factor beyond float32 is its largest.  Where
+    scales are of another format, they are as by MAX, and the factor is 1 / scale in float32 (torchao's
+    int8).  Of two
     levels: the tensor's factor is element.max scale.max / amax, a block's scale is its amax times
     that times 1 / element.max, and its factor 1 / (scale / the tensor's factor), each in float32
     (NVFP4 in Transformer Engine)."""
@@ -194,7 +196,8 @@ class Scaled:
         scales = [s for s in (self.scale, self.tensor_scale) if s is not None]
         integers = element.is_integer and element.quantum == 1
         least = self.scale_min
-        floats = (FP32, None) if self.tensor_scale is None else (self.scale, 0)
+        plain_scale = self.scale == FP32 or self.rule is ScaleRule.INVERSE
+        multiplied = least == 0 if self.tensor_scale is not None else plain_scale and least is None
         step = Fraction(self.scale.ulp(least or 0.0))
         on_grid = least is None or (
             (least >= self.scale.smallest_subnormal or (least == 0 and self.scale.has_zero))
@@ -212,8 +215,8 @@ class Scaled:
             (self.affine and not integers, "only whole numbers (int8, int4) have a zero point"),
             (self.affine and (not plain or self.tensor_scale is not None or self.amax_min > 0),
              "a zero point needs the rule 'max', one level, and no amax_min"),
-            (self.rule.multiplies and (self.full_range or (self.scale, least) != floats),
-             f"the rule '{self.rule}' needs fp32 scales, or two levels and scale_min=0; no full range"),
+            (self.rule.multiplies and (self.full_range or not multiplied),
+             f"the rule '{self.rule}' has no full range, and scale_min=0 with two levels, else none"),
             (self.rule is ScaleRule.DELAYED and self.block != TENSOR, "'delayed' is per tensor"),
             (not 0 <= self.amax_min < FP32.max, "amax_min must be a finite number, 0 or more"),
             (not on_grid, f"scale_min must be a value of {self.scale.name}, 0 or more"),

@@ -4,8 +4,7 @@ Its linear layers keep their operands in 16 bits for the backward pass, and each
 products quantizes its two operands anew, with scales of the moment (`saved=original`).
 
 Where this differs: the sums of cuBLAS's fast accumulation are not reproduced, products are summed in
-float32.  int8 elements are divided by the scale, exactly, where torchao multiplies with its float32
-reciprocal: a quotient that lies on a midpoint may go the other way there.
+float32.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ _SCALED_MM = (
 )
 _INT_MM = (
     "codes, scales and the three products of a layer with PyTorch 2.13's casts and torch._int_mm on a "
-    "CPU: the same bits, midpoints aside; torchao itself was read, not run"
+    "CPU: the same bits; torchao itself was read, not run"
 )
 
 _TENSOR = "inputs=e4m3:tensor:inverse:amax_min=1e-12"
 _TENSOR_GRADIENT = f"{_TENSOR},gradient_inputs=e5m2:tensor:inverse:amax_min=1e-12"
 _ROW = "inputs=e4m3:row:pow2:amax_min=1e-12"
-_INT8_ROW = "inputs=int8:row:bf16:full"
+_INT8_ROW = "inputs=int8:row:bf16:inverse"
 
 RECIPES = (
     Recipe(

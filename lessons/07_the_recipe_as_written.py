@@ -60,7 +60,7 @@ spread, apart = np.ptp(loss[0]), abs(loss - loss[0]).max()
 check("another seed changes the loss by more than 0.1", spread > 0.1, spread)
 check("another precision by less than 0.005", apart < 0.005, apart)
 check("less than 0.1 % of the gradients underflow", flushed < 1e-3, flushed)
-check("fp16 weights lose over 20 % of their updates", min(lost["half"] + lost["literal"]) > 0.2)
+check("the recipe loses over 20 % of updates", min(lost["literal"]) > 0.2, min(lost["literal"]))
 check("bf16 weights over 60 %", min(lost["bf16"]) > 0.6, min(lost["bf16"]))
 check("with an fp32 master copy, under 0.1 %", max(lost["master"]) < 1e-3, max(lost["master"]))
 

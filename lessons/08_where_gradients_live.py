@@ -89,7 +89,7 @@ predict(f"share lost at step {LAST}", my_guess, lost(runs[0][LAST]), tol=0.1)
 for seed, run in runs.items():
     shares, loss = [lost(run[step]) for step in LOOK_AT], models[seed].steps["loss"][-1]
     check(f"seed {seed}: the loss comes down", loss < (0.02 if quick() else 0.002), loss)
-    check(f"seed {seed}: more is lost at every look", shares == sorted(shares))
+    check(f"seed {seed}: more is lost at every look", shares == sorted(shares), shares)
     check(f"seed {seed}: under 0.1 % at step 0", shares[0] < 0.001, shares[0])
     check(f"seed {seed}: 15 to 60 % at step {LAST}", 0.15 < shares[-1] < 0.6, shares[-1])
 

@@ -88,7 +88,10 @@ def test_python_gets_axes(runs):
         (["--figure", "nosuch"], "no figure 'nosuch': expected one of scales"),
         (["--figure", "blame"], "is of one step: say --step K"),
         (["--figure", "blame", "--step", 99], "no state before step 99"),
-        (["--figure", "blame", "--step", 1, "--op", "nosuch"], "no op of that step's gradient matches 'nosuch'"),
+        (
+            ["--figure", "blame", "--step", 1, "--op", "nosuch"],
+            "no op of that step's gradient matches 'nosuch'",
+        ),
         (["--figure", "swamped", "-o", "x.gif"], "expected a name that ends in .png"),
         (["--figure", "pareto", "--step", 1, "--tol", 0], "search needs a tolerance > 0"),
     ],

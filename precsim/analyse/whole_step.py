@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from precsim.analyse.moment import WEIGHTS, Moment, Site, Values
 from precsim.analyse.twins import difference, kept_weights
 from precsim.engine.context import Observer, using
+from precsim.engine.delayed import Delays
 from precsim.engine.policy import Policy
 from precsim.runs.checkpoint import capture, restore
 from precsim.runs.config import TrainConfig
@@ -37,13 +38,20 @@ class WholeStep(Moment):
     state: Arrays = field(repr=False)
 
     def gradients(
-        self, policy: Policy | str | None = None, observers: Iterable[Observer] = ()
+        self,
+        policy: Policy | str | None = None,
+        observers: Iterable[Observer] = (),
+        delays: Delays | None = None,
     ) -> Values:
-        """Return what the step does to the weights under `policy` (None: its own)."""
+        """Return what the step does to the weights under `policy` (None: its own).
+
+        `delays` as in `Moment.gradients`.
+        """
         chosen = self.policy if policy is None else Policy.parse(policy)
         with surroundings(self.config):
             trainer = make_trainer(self.config, self.corpus, init=False)
             restore(trainer, self.state)
+            trainer.delays = trainer.delays if delays is None else delays
             trainer.adopt(replace(chosen, initial_weights=None))
             before = kept_weights(trainer)
             key = {"seed": self.seed, "step": self.step, "delays": trainer.delays}

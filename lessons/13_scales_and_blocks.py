@@ -9,7 +9,7 @@
 #
 # *Needs:* lesson 08 (where gradients live), lesson 04 (fair coins).
 # *Runtime:* about 40 s, one CPU core.
-# *Paper:* Micikevicius et al. 2022, arXiv:2209.05433; OCP Microscaling Formats 1.0, section 5.
+# *Paper:* Micikevicius et al. 2022, arXiv:2209.05433; OCP Microscaling Formats 1.0.
 # *Writes:* `figures/13_scales_and_blocks.png` (One outlier, and what is left of the other values.)
 
 # %%

@@ -2,12 +2,13 @@
 
 Activations and gradients have a scale for 1 x 128 values along the contraction, weights for
 128 x 128, all e4m3.  What the forward pass multiplied is kept, and quantized once more along the
-other axis for the weight gradient (`saved=cast`; section 3.5.2 of the report calls for hardware that
-does so).  A tensor core of the H800 keeps about 14 bits of a sum of 32 products, whatever else is
+other axis for the weight gradient (`saved=cast`; the report's advice on hardware asks for support of
+that).  A tensor core of the H800 keeps about 14 bits of a sum of 32 products, whatever else is
 in it, so after 128 of them the sum is moved to an fp32 register (section 3.3.2).
 
 The training code is not public.  Scales are those of the published kernels: amax / 448 in fp32,
-amax no less than 1e-4.  Not reproduced: the E5M6 cache of the projection's input, dispatch and
+amax no less than 1e-4.  Where gradients are small, that floor tells: in the demo's training it
+flushes 3.6% of the backward results, and `te_block`, without it, 0.02%.  Not reproduced: the E5M6 cache of the projection's input, dispatch and
 combine of the experts, and scaling before the sum is cut to 14 bits (here it comes after, which is
 the same where scales are powers of two).
 """

@@ -15,10 +15,9 @@ forward pass and e5m2 for gradients.
 Where blocks run along the contraction, a tensor that is multiplied along two axes is quantized
 twice, both times from its bf16 values (`saved=original`; the library does both in the forward pass
 and keeps the second, so its activations take less memory than `precsim recipes --measure` counts).
-The kernels run on NVIDIA's GPUs alone,
-and so there is no oracle on a CPU: what is compared are the rules, written out.  Not reproduced are
-the sums of cuBLAS with its fast accumulation (here float32), and the layers at both ends of a
-network that NVIDIA's NVFP4 paper leaves in bf16.
+The kernels run on NVIDIA's GPUs alone, and so there is no oracle on a CPU: what is compared are the
+rules, written out.  Not reproduced are the sums of cuBLAS with its fast accumulation (here float32),
+and the layers at both ends of a network that NVIDIA's NVFP4 paper leaves in bf16.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ values that are normal, all underflow and all overflow.  All take turns, one thr
 
 import functools
 import importlib
+import importlib.util
 import sys
 
 from tests.benchmarks.measure import medians, one_thread, row, write_table
@@ -16,7 +17,7 @@ one_thread()
 import numpy as np
 
 import precsim as ps
-from precsim.backend import key, words
+from precsim.backend import key, tier, words
 
 KINDS = {"normal": 1.0, "underflow": 1e-12, "overflow": 1e12}
 FORMATS = ("fp16", "bf16", "tf32", "e4m3", "e5m2", "e3m2", "e2m1")
@@ -149,10 +150,21 @@ def code_rows(sample, turns):
 
 
 def rows(quick: bool) -> list[dict]:
-    """Measure and return plain rows, seconds an element; `quick` takes a sixteenth of them."""
+    """Measure and return plain rows, seconds an element; `quick` takes a sixteenth of them.
+
+    With NumPy alone, and what compiled kernels round once more where Numba is installed.
+    """
     sample = np.random.default_rng(0).standard_normal(1 << (18 if quick else 22), np.float32)
-    parts = (scalar_rows, word_rows, block_rows, code_rows)
-    return [found for part in parts for found in part(sample, 5 if quick else 7)]
+    turns = 5 if quick else 7
+    with tier("numpy"):
+        parts = (scalar_rows, word_rows, block_rows, code_rows)
+        found = [measured for part in parts for measured in part(sample, turns)]
+    if importlib.util.find_spec("numba"):
+        with tier("numba"):
+            parts = (scalar_rows, block_rows)
+            compiled = [measured for part in parts for measured in part(sample, turns)]
+        found += [r | {"table": f"{r['table']}, compiled"} for r in compiled]
+    return found
 
 
 if __name__ == "__main__":

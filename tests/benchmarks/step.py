@@ -105,7 +105,7 @@ def rows(quick: bool) -> list[dict]:
         ]  # fmt: skip
         if "compiled" in t:
             found.append(row(table, "compiled", fmt, t["compiled"], peer="torch + casts",
-                             against=casts))  # fmt: skip
+                             against=casts, limit=LIMITS[fmt]))  # fmt: skip
         theirs = peak("torch", fmt) if installed else None
         for who, limit in (("fast", MEMORY_LIMIT), ("exact", None)):
             found.append(

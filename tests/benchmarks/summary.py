@@ -49,7 +49,9 @@ def by_target(rows):
         if found["target"] is None or found["ratio"] is None:
             continue
         table = found["table"]
-        peer = {"growth": "half of it", "blocks": "elements alone"}.get(table.split()[0])
+        peer = {"growth": "half of it", "blocks": "elements alone"}.get(
+            table.split()[0].rstrip(",")
+        )
         case = found["case"] if table in ("training step", "observation") else ""
         key = (table, case, peer or found["peer"], found["target"])
         lines.setdefault(key, []).append(found)

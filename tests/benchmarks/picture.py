@@ -31,7 +31,7 @@ def benchmarks(*, rows, machine):
                 labels.setdefault(dot.get_label(), dot)
         names = [f"{line['what']} / {line['peer']}" for line in lines]
         axes.set_yticks(range(len(lines)), names, fontsize=11)
-        axes.invert_yaxis()
+        axes.set_ylim(len(lines) - 0.5, -0.5)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(LogLocator(2))
         axes.xaxis.set_major_formatter(FuncFormatter(_whole))

@@ -52,9 +52,13 @@ def by_target(rows):
         peer = {"growth": "half of it", "blocks": "elements alone"}.get(
             table.split()[0].rstrip(",")
         )
-        case = found["case"] if table in ("training step", "observation") else ""
+        case = {"training step": found["case"], "observation": found["case"].split(",")[0]}.get(
+            table, ""
+        )
         key = (table, case, peer or found["peer"], found["target"])
         lines.setdefault(key, []).append(found)
+    tables = list(dict.fromkeys(key[:2] for key in lines))
+    in_order = sorted(lines.items(), key=lambda line: tables.index(line[0][:2]))
     return [
         {
             "what": ", ".join(filter(None, (table, case or _doubled(group)))),
@@ -65,7 +69,7 @@ def by_target(rows):
             "reached": sum(r["reached"] for r in group),
             "rows": group,
         }
-        for (table, case, peer, target), group in lines.items()
+        for (table, case, peer, target), group in in_order
     ]
 
 
@@ -82,7 +86,8 @@ def verdict(line):
     missed = len(line["ratios"]) - line["reached"]
     if not missed:
         return "reached"
-    over = f"{max(line['ratios']) / line['target'] - 1:.0%}"
+    over = max(line["ratios"]) / line["target"] - 1
+    over = "less than 1%" if over < 0.01 else f"{over:.0%}"
     if not line["reached"]:
         return f"missed, by {over} at most"
     return f"missed by {missed} of {len(line['ratios'])}, by {over} at most"

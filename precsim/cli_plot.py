@@ -39,7 +39,7 @@ def plot(
         float, typer.Option("--tol", metavar="X", help="Of the search behind the figure pareto.")
     ] = 0.1,
     update: Annotated[
-        bool, typer.Option("--update", help="Blame and pareto: of the weights' update.")
+        bool, typer.Option("--update", help="Blame, pareto and drift_map: of the weights' update.")
     ] = False,
     title: Annotated[str | None, typer.Option(help="A title of your own.")] = None,
     output: Annotated[

@@ -15,6 +15,7 @@ from precsim.analyse.twins import drifts
 from precsim.cli import main
 from precsim.runs.files import RunError
 from precsim.show import drift_plot, plot
+from precsim.show.heat_plot import heat_map
 
 CONFIG = ps.TrainConfig(
     data="reverse", context=16, width=16, layers=1, heads=2, steps=20, batch=8, eval_every=20,
@@ -258,3 +259,16 @@ def test_figures_show_the_data_and_leave_gaps_for_what_is_undefined(measured):
     points = tuple(replace(p, distance=float("nan")) for p in measured.points)
     gone = drift_plot.drift_data(replace(measured, points=points), "gone")
     assert np.isnan(lines_of(drift_plot.distance(runs=[gone]))[1].get_ydata()).all()
+
+
+def test_the_map_has_each_parameters_drift_at_each_step(measured):
+    data = drift_plot.drift_map_data(measured, "update")
+    assert data["steps"] == [0, 7, 14, 19]
+    assert data["paths"] == list(measured.points[0].updates)
+    row = data["values"][data["paths"].index("head.weight")]
+    assert row == [p.updates["head.weight"].rho for p in measured.points]
+    mesh = heat_map(**data).collections[0]
+    assert mesh.get_array().shape == (len(data["paths"]), 4)
+    assert mesh.get_coordinates()[0, :, 0].tolist() == [-3.5, 3.5, 10.5, 16.5, 21.5]
+    with pytest.raises(ValueError, match="the gradient or the update; got 'loss'"):
+        drift_plot.drift_map_data(measured, "loss")

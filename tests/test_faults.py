@@ -217,7 +217,7 @@ def test_the_commands_name_the_swamped_update(swamped, call):
     code, out, err = call("diff", swamped.path, "--step", 2)
     assert code == 1
     assert err == f"precsim: first abnormal op: {guilty}: updates lost\n"
-    assert "updates lost" in out
+    assert "of the updates lost" in out
     glob = "weights/*"
     words = (swamped.path, "--step", 2, "--update", "--op", glob)
     code, out, _ = call("blame", *words)

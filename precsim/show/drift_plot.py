@@ -46,6 +46,24 @@ def drift_data(found: Drifts, name: str) -> Data:
     }
 
 
+def drift_map_data(found: Drifts, quantity: str = "update") -> Data:
+    """Return the error of each parameter's gradient, or update, at each step, for `heat_map`.
+
+    Raises `ValueError` for another quantity than "gradient" and "update".
+    """
+    if quantity not in ("gradient", "update"):
+        msg = f"drift by parameter is of the gradient or the update; got {quantity!r}"
+        raise ValueError(msg)
+    rows = [getattr(point, f"{quantity}s") for point in found.points]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return {
+        "column": f"{quantity}_error",
+        "paths": names,
+        "steps": [point.step for point in found.points],
+        "values": [[row[n].rho if n in row else float("nan") for row in rows] for n in names],
+    }
+
+
 def _end(point: Point, name: str, which: Any) -> float:
     values = [getattr(one, name) for one in point.gradients.values()]
     return float(which((v for v in values if isfinite(v)), default=float("nan")))

@@ -33,7 +33,6 @@ DIFF_COLUMNS = (
     Column("its own", 6),
     Column("flushed", 7),
     Column("over-\nflow", 8),
-    Column("updates\nlost", 9),
     Column("verdict", 0, "left"),
 )
 
@@ -56,9 +55,13 @@ def _diff_cells(row: Row) -> Cells:
         f"{row.local:.2g}",
         share(row.flushed),
         str(row.overflowed),
-        share(row.swamped),
-        Text(row.verdict, style=style),
+        Text(_told(row), style=style),
     ]
+
+
+def _told(row: Row) -> str:
+    lost = row.verdict is Verdict.LOST
+    return f"{share(row.swamped)} of the updates lost" if lost else row.verdict
 
 
 def diff_sentences(found: Diff) -> list[str]:

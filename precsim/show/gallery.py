@@ -31,7 +31,7 @@ from precsim.show import plot
 from precsim.show.blame_plot import blame_bars, blame_bars_data
 from precsim.show.canvas import Data
 from precsim.show.chance_plot import chance, chance_data
-from precsim.show.drift_plot import distance, drift, drift_data, local_error
+from precsim.show.drift_plot import distance, drift, drift_data, drift_map_data, local_error
 from precsim.show.heat_plot import heat_map, heat_map_data
 from precsim.show.ops_plot import divergence, divergence_data, scale_chart, scale_chart_data
 from precsim.show.pareto_plot import pareto, pareto_data
@@ -82,6 +82,10 @@ def _drifts(asked: Asked) -> Data:
 
 def _drift(asked: Asked) -> Data:
     return {"run": _drifts(asked)["runs"][0]}
+
+
+def _drift_map(asked: Asked) -> Data:
+    return drift_map_data(drifts(asked.run), "update" if asked.update else "gradient")
 
 
 def _diff(asked: Asked) -> Data:
@@ -135,6 +139,10 @@ KINDS: Mapping[str, Kind] = {
         lambda asked: scale_timeline_data(timeline(asked.run)), scale_timeline,
     ),
     "drift": Kind("Drift", "drift in three panels", ONE, _drift, drift),
+    "drift_map": Kind(
+        "Drift by parameter", "each parameter's gradient error; --update: update error", ONE,
+        _drift_map, heat_map,
+    ),
     "local_error": Kind("Error of the gradient", "the gradient's error at the same weights", MANY, _drifts, local_error),
     "angle": Kind(
         "Angle of the gradient", "the angle between the gradient and float64's", MANY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,10 @@ LABELS = {
     "swamped_share": "updates lost",
     "err_u": "own error in u",
 }
-"""Columns that can be drawn, with what they are called."""
+"""Columns of ops that can be drawn, with what they are called."""
+
+OTHERS = {"gradient_error": "error of the gradient", "update_error": "error of the update"}
+"""What else can be drawn, of parameters."""
 
 
 def heat_map_data(table: OpTable, column: str = "flushed_share") -> Data:
@@ -63,7 +67,7 @@ def heat_map(
 ) -> Axes:  # fmt: skip
     """Draw a value for each op and step, darker where it is larger, on a logarithmic scale.
 
-    White is zero; grey has no value.  Shares go from a thousandth to one.
+    White is zero; grey has no value.  Shares go from a thousandth to one, errors from their least.
     """
     grid = np.array([[float(v) for v in row] for row in values]).reshape(len(paths), len(steps))
     parts = column.endswith("_share")
@@ -74,9 +78,8 @@ def heat_map(
         shown = np.where(grid > 0, grid, np.nan)
         low, high = (1e-3, 1.0) if parts else _limits(shown)
         colours = colormaps["viridis_r"].with_extremes(under="white", bad="#d0d0d0")
-        edges = [s - 0.5 for s in steps] + [steps[-1] + 0.5] if len(steps) else [0.0]
         mesh = axes.pcolormesh(
-            edges, np.arange(len(paths) + 1) - 0.5,
+            _edges(steps), np.arange(len(paths) + 1) - 0.5,
             np.ma.masked_invalid(np.where(grid > 0, grid, np.where(grid == 0, low / 2, np.nan))),
             norm=LogNorm(low, high), cmap=colours,
         )  # fmt: skip
@@ -84,7 +87,7 @@ def heat_map(
         bar.ax.yaxis.set_major_formatter(
             FuncFormatter(lambda v, _: share(v) if parts else f"{v:g}")
         )
-        bar.set_label(LABELS[column], fontsize=11)
+        bar.set_label((LABELS | OTHERS)[column], fontsize=11)
         axes.set_yticks(range(len(paths)), paths, fontsize=8)
         axes.set_ylim(max(len(paths), 1) - 0.5, -0.5)
         if not paths:
@@ -94,6 +97,16 @@ def heat_map(
         axes.set_xlabel(f"step{more}")
         axes.set_title(title)
     return axes
+
+
+def _edges(steps: Sequence[int]) -> list[float]:
+    """Return the ends of each step's cell: half-way to its neighbours."""
+    if not len(steps):
+        return [0.0]
+    middles = [(a + b) / 2 for a, b in pairwise(steps)]
+    first = middles[0] - steps[0] if middles else 0.5
+    last = steps[-1] - middles[-1] if middles else 0.5
+    return [steps[0] - first, *middles, steps[-1] + last]
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:

@@ -31,7 +31,7 @@ def scale_timeline(
 ) -> Axes:  # fmt: skip
     """Draw the loss scale, a cross for each skipped step with its op, headroom and flushed share.
 
-    Hollow crosses are the skips with which the scale finds its place.  A scale of zero, and what
+    Small crosses are the skips with which the scale finds its place.  A scale of zero, and what
     was not recorded, leave gaps.  Returns the top panel.
     """
     with rc_context(RC):
@@ -67,6 +67,8 @@ def _draw_scale(
     ]
     if len(named) > NAMED:
         lines.append(f"and at {len(named) - NAMED} more ops")
+    if any(skip["calibration"] for skip in skips):
+        lines.append("small crosses: while it finds its scale")
     lines += [alarm] * bool(alarm)
     axes.text(1, 1.0, "\n".join(lines), transform=axes.transAxes, ha="right", va="top",
               fontsize=9.5, color=QUIET, linespacing=1.4,

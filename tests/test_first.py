@@ -1,9 +1,13 @@
 """The first step's gradient beside float64's: the same number as by a loop of one's own."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import precsim as ps
+from precsim import demo
 from precsim.analyse.first import first_gradient, first_moment, settled
 from precsim.runs.data import Batches, load
 
@@ -54,3 +58,23 @@ def test_delayed_scaling_is_judged_when_its_factors_have_settled():
     assert error(moment) > 3 * current, "factor 1: most gradients vanish"
     assert error(settled(moment)) == pytest.approx(current, rel=0.2)
     assert settled(first_moment(CONFIG, CORPUS)).delays == {}
+
+
+def rows_of_the_readme():
+    """Yield (recipe, share) from the table of recipes of 8 bits and below."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    table = text.split("| recipe | operands")[1].split("\n\n")[0]
+    for row in table.splitlines()[2:]:
+        names, _, errors, *_ = row.strip("| ").split(" | ")
+        first, *others = re.findall(r"`(\w+)`", names)
+        full = [first, *(first + n if n.startswith("_") else n for n in others)]
+        for name, error in zip(full, errors.split(", "), strict=True):
+            yield name, float(error.removesuffix("%")) / 100
+
+
+@pytest.mark.parametrize(("name", "share"), list(rows_of_the_readme()))
+def test_the_readme_is_right_about_gradient_errors(name, share):
+    """To a seventh: the text that the demo reads is another in each version of Python."""
+    config = demo.configure()
+    found = first_gradient(config.change(**ps.recipe(name).settings()), load(config.data)).rho
+    assert found == pytest.approx(share, rel=0.15)

@@ -8,9 +8,9 @@ in it, so after 128 of them the sum is moved to an fp32 register (section 3.3.2)
 
 The training code is not public.  Scales are those of the published kernels: amax / 448 in fp32,
 amax no less than 1e-4.  Where gradients are small, that floor tells: in the demo's training it
-flushes 3.6% of the backward results, and `te_block`, without it, 0.02%.  Not reproduced: the E5M6 cache of the projection's input, dispatch and
-combine of the experts, and scaling before the sum is cut to 14 bits (here it comes after, which is
-the same where scales are powers of two).
+flushes 3.6% of the backward results, and `te_block`, without it, 0.02%.  Not reproduced: the E5M6
+cache of the projection's input, dispatch and combine of the experts, and scaling after the sum was
+cut to 14 bits (here values are scaled before, which is the same where scales are powers of two).
 """
 
 from __future__ import annotations

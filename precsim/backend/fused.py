@@ -30,6 +30,8 @@ NEAREST, AWAY, TOWARD_ZERO, UP, DOWN, TO_ODD, EXACT, A, B, C, EQUAL = range(11)
 """Rounding modes by their number in `one_pass.Rule`."""
 STEPS, BITS, WIDE = range(3)
 """How an element is rounded: in its own carrier, by integers, in float64."""
+PLAIN, NO_NAN, ODD = range(3)
+"""What a format lacks: nothing but range; a NaN; a sign, subnormals or -0, with or without a NaN."""
 
 
 _intrinsic: Any = intrinsic
@@ -174,7 +176,7 @@ def _whole(z: Any, negative: Any, word: Any, c: Any, mode: Any) -> Any:
 
 
 @_inlined
-def _by_steps(bits: Any, word: Any, c: Any, mode: Any, plain: Any) -> Any:
+def _by_steps(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     """Round the multiple of the spacing to a whole number; the value is given and made as bits."""
     magnitude = _like(bits & c.magnitude, bits)
     sign = bits ^ magnitude
@@ -189,7 +191,11 @@ def _by_steps(bits: Any, word: Any, c: Any, mode: Any, plain: Any) -> Any:
     over = c.negative if sign != 0 else c.positive
     over = c.infinite if magnitude == c.exponent else over
     result = over if result > c.largest else result
-    if not plain:
+    if kind == NO_NAN:
+        nan = np.isnan(result)
+        result = _like(0.0, result) if nan else result
+        sign = _like(0, bits) if nan else _like(sign, bits)
+    elif kind == ODD:
         result = _like(0.0, result) if result < c.flush_below else result
         nowhere = np.isnan(result) and not c.has_nan
         result = _like(0.0, result) if nowhere else result
@@ -203,41 +209,42 @@ def _by_steps(bits: Any, word: Any, c: Any, mode: Any, plain: Any) -> Any:
 
 
 @_inlined
-def _by_bits(bits: Any, word: Any, c: Any, mode: Any, plain: Any) -> Any:
+def _by_bits(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     """Round by a carry out of the bits that the format has not; float32, and all its exponents."""
-    magnitude = bits & c.magnitude
-    sign = bits ^ magnitude
-    last = magnitude >> c.shift & np.uint64(1)
-    dropped = np.uint64(1) << c.shift
-    added = np.uint64(0)
+    magnitude = np.uint32(bits & c.magnitude)
+    sign = np.uint32(bits ^ magnitude)
+    last = np.uint32(np.uint32(magnitude >> c.shift) & np.uint32(1))
+    half = np.uint32(np.uint32(1) << np.uint32(c.shift - np.uint32(1)))
+    all_but_one = np.uint32(half + np.uint32(half - np.uint32(1)))
+    added = np.uint32(0)
     if mode == NEAREST:
-        added = (dropped >> np.uint64(1)) - np.uint64(1) + last
+        added = np.uint32(np.uint32(half - np.uint32(1)) + last)
     elif mode == AWAY:
-        added = dropped >> np.uint64(1)
+        added = half
     elif mode == UP:
-        added = np.uint64(0) if sign != 0 else dropped - np.uint64(1)
+        added = np.uint32(0) if sign != 0 else all_but_one
     elif mode == DOWN:
-        added = dropped - np.uint64(1) if sign != 0 else np.uint64(0)
+        added = all_but_one if sign != 0 else np.uint32(0)
     elif mode == TO_ODD:
-        added = np.uint64(0) if last != 0 else dropped - np.uint64(1)
+        added = np.uint32(0) if last != 0 else all_but_one
     elif mode == EXACT:
-        added = np.uint64(np.uint32(~word)) >> (np.uint64(32) - c.shift)
-    rounded = magnitude + added & c.keep
-    result = _as_float(_like(rounded, bits))
+        added = np.uint32(np.uint32(~word) >> np.uint32(np.uint32(32) - c.shift))
+    rounded = np.uint32(np.uint32(magnitude + added) & c.keep)
+    result = _as_float(rounded)
     over = c.negative if sign != 0 else c.positive
     over = c.infinite if magnitude == c.exponent else over
-    result = over if result > c.largest or rounded > c.exponent else result
-    if not plain:
+    result = over if result > c.largest else result
+    if kind == ODD:
         result = _like(0.0, result) if result < c.flush_below else result
-    done = _as_bits(result) | sign
-    return _like(bits | c.quiet if magnitude > c.exponent else done, bits)
+    done = np.uint32(_as_bits(result) | sign)
+    return np.uint32(bits | c.quiet) if magnitude > c.exponent else done
 
 
 @_inlined
-def _in_float64(bits: Any, word: Any, c: Any, mode: Any, plain: Any) -> Any:
+def _in_float64(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     """Round a float32 in float64."""
     wide = _as_bits(np.float64(_as_float(bits)))
-    return _as_bits(np.float32(_as_float(_by_steps(wide, word, c, mode, plain))))
+    return _as_bits(np.float32(_as_float(_by_steps(wide, word, c, mode, kind))))
 
 
 def round_into(
@@ -250,9 +257,9 @@ def round_into(
     found = _choose(x.dtype, fmt, rounding, overflow)
     if found is None:
         return False
-    uint, how, mode, plain, c = found
+    uint, how, mode, kind, c = found
     in_place = out is x or x.__array_interface__["data"] == out.__array_interface__["data"]
-    run = kernel(how, mode, plain=plain, in_place=in_place)
+    run = kernel(how, mode, kind=kind, in_place=in_place)
     drawn = _NO_WORDS if words is None else words.reshape(-1)
     run(x.reshape(-1).view(uint), out.reshape(-1).view(uint), drawn, c)
     return True
@@ -271,7 +278,7 @@ def multiply(
     found = _choose(total.dtype, fmt, rounding, overflow)
     if found is None or found.mode >= EXACT:
         return False
-    run = product_kernel(found.how, found.mode, plain=found.plain)
+    run = product_kernel(found.how, found.mode, kind=found.kind)
     left, right = np.ascontiguousarray(a), np.ascontiguousarray(b)
     run(left, right, total.view(found.uint), found.numbers)
     return True
@@ -283,7 +290,7 @@ class _Choice(NamedTuple):
     uint: Any  # type of the bits
     how: int
     mode: int
-    plain: bool
+    kind: int
     numbers: Numbers
 
 
@@ -301,17 +308,18 @@ def _choose(
         how = WIDE
     if how == WIDE:
         carrier = np.dtype(np.float64)
-    plain = fmt.has_nan and kernels.is_plain(fmt)
-    return _Choice(plan.uint, how, mode, plain, numbers(carrier, fmt, rounding, overflow))
+    kind = ODD
+    if kernels.is_plain(fmt):
+        kind = PLAIN if fmt.has_nan else NO_NAN
+    return _Choice(plan.uint, how, mode, kind, numbers(carrier, fmt, rounding, overflow))
 
 
 @cache
-def kernel(how: int, mode: int, *, plain: bool, in_place: bool) -> Callable[..., None]:
+def kernel(how: int, mode: int, *, kind: int, in_place: bool) -> Callable[..., None]:
     """Return ``run(source, target, words, numbers)``; the arrays are bits, flat.
 
     Where source and target are the same there is one array only (`in_place`), or the compiler would
-    have to fear that writing one element changes the next.  `plain`: the format has a sign and
-    everything that goes with it, and what is too large is all that is left to see to.
+    have to fear that writing one element changes the next.
     """
     drawn = mode >= EXACT
 
@@ -321,17 +329,17 @@ def kernel(how: int, mode: int, *, plain: bool, in_place: bool) -> Callable[...,
             bits = target[i] if in_place else source[i]
             word = words[i] if drawn else np.uint32(0)
             if how == STEPS:
-                target[i] = _by_steps(bits, word, c, mode, plain)
+                target[i] = _by_steps(bits, word, c, mode, kind)
             elif how == BITS:
-                target[i] = _by_bits(bits, word, c, mode, plain)
+                target[i] = _by_bits(bits, word, c, mode, kind)
             else:
-                target[i] = _in_float64(bits, word, c, mode, plain)
+                target[i] = _in_float64(bits, word, c, mode, kind)
 
     return run  # type: ignore[no-any-return]
 
 
 @cache
-def product_kernel(how: int, mode: int, *, plain: bool) -> Callable[..., None]:
+def product_kernel(how: int, mode: int, *, kind: int) -> Callable[..., None]:
     """Return ``run(left, right, total, numbers)``; `total` is bits, the other two are floats."""
 
     @compiled
@@ -346,10 +354,10 @@ def product_kernel(how: int, mode: int, *, plain: bool) -> Callable[..., None]:
                         term = factor * right[s, k, j] + zero
                         bits = _as_bits(_as_float(total[s, i, j]) + term)
                         if how == STEPS:
-                            total[s, i, j] = _by_steps(bits, np.uint32(0), c, mode, plain)
+                            total[s, i, j] = _by_steps(bits, np.uint32(0), c, mode, kind)
                         elif how == BITS:
-                            total[s, i, j] = _by_bits(bits, np.uint32(0), c, mode, plain)
+                            total[s, i, j] = _by_bits(bits, np.uint32(0), c, mode, kind)
                         else:
-                            total[s, i, j] = _in_float64(bits, np.uint32(0), c, mode, plain)
+                            total[s, i, j] = _in_float64(bits, np.uint32(0), c, mode, kind)
 
     return run  # type: ignore[no-any-return]

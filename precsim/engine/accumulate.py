@@ -66,17 +66,28 @@ def add_up(
         if stochastic(unit.rounding):
             words = random_words(term, None if draw is None else draw(term.shape, rounded))
             rounded += term.size
-        total = _add(total, term, inner, words)
+        first = start == 0 or (unit.chunk > 0 and start % unit.chunk == 0)
+        total = _add(total, term, inner, words, from_zero=first)
         if unit.chunk and (stop % unit.chunk == 0 or stop == length):
-            sum_of_chunks, total = _add(sum_of_chunks, total, outer), None
+            sum_of_chunks = _add(sum_of_chunks, total, outer, from_zero=sum_of_chunks is None)
     found = sum_of_chunks if unit.chunk else total
     assert found is not None
     return found
 
 
-def _add(total: Array | None, term: Array, rule: _Rule, words: Array | None = None) -> Array:
-    """Add a term to the total, in place (None: zero), and round, a block at a time."""
-    xp, empty = array_module(term), total is None
+def _add(
+    total: Array | None,
+    term: Array,
+    rule: _Rule,
+    words: Array | None = None,
+    *,
+    from_zero: bool = False,
+) -> Array:
+    """Add a term to the total, in place, and round, a block at a time.
+
+    `from_zero`: whatever the total was, it is zero now; None is a new one.
+    """
+    xp = array_module(term)
     if total is None:
         total = xp.empty(term.shape, term.dtype)
     flat, added = total.reshape(-1), xp.ascontiguousarray(term).reshape(-1)
@@ -85,7 +96,7 @@ def _add(total: Array | None, term: Array, rule: _Rule, words: Array | None = No
     for start in range(0, flat.size, block):
         piece = slice(start, start + block)
         here = flat[piece]
-        xp.add(0.0 if empty else here, added[piece], out=here)
+        xp.add(0.0 if from_zero else here, added[piece], out=here)
         round_into(here, here, *rule, None if drawn is None else drawn[piece])
     return total
 

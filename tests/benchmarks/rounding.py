@@ -2,11 +2,11 @@
 
 Rounding float32 to a format and back, into an array that is there already, beside `np.copyto` of
 the same array (the floor), PyTorch's pair of casts and ml_dtypes' (NumPy's own for fp16), for
-values that are normal, all underflow and all overflow.  All take turns, one thread each.
+values that are normal, all underflow and all overflow; with NumPy's kernels, and with the compiled
+ones where Numba is installed.  All take turns, one thread each.
 """
 
 import functools
-import importlib
 import importlib.util
 import sys
 
@@ -36,6 +36,8 @@ PEER_LIMIT = {"torch": 1 / 3, "ml_dtypes": 1 / 8}
 """The same as a multiple of a peer's pair of casts, for formats of 8 bits and fewer."""
 DRAWN_LIMIT, BLOCK_LIMIT = 2, 2.5
 """Most time of stochastic rounding, words drawn before, and of blocks, over rounding to nearest."""
+COMPILED_LIMIT, COMPILED_DRAWN_LIMIT = 1.5, 3
+"""Most time of compiled kernels, to nearest and stochastically, as a multiple of a copy's."""
 
 
 @functools.cache
@@ -74,6 +76,22 @@ def in_turn(pair):
     return lambda: (pair[0](), pair[1]())
 
 
+def tiers():
+    """Return what can round here."""
+    return ("numpy", "numba") if importlib.util.find_spec("numba") else ("numpy",)
+
+
+def rounder(kernels, x, fmt, out, drawn=None):
+    """Return a function that rounds, stochastically if there are words, with these kernels."""
+    mode = "nearest" if drawn is None else "stochastic"
+
+    def run():
+        with tier(kernels):
+            ps.quantize(x, fmt, mode, random=drawn, out=out)
+
+    return run
+
+
 def scalar_rows(sample, turns):
     """Round to nearest, beside the peers; stochastically, with random words that are there."""
     size, out = sample.size, np.empty_like(sample)
@@ -82,23 +100,29 @@ def scalar_rows(sample, turns):
         x = sample * np.float32(scale)
         for fmt in FORMATS:
             peers = {name: in_turn(pair) for name, pair in casts(fmt, x).items()}
-            functions = {
-                "np.copyto": lambda x=x: np.copyto(out, x),
-                "nearest": lambda x=x, fmt=fmt: ps.quantize(x, fmt, out=out),
-                "drawn": lambda x=x, fmt=fmt: ps.quantize(
-                    x, fmt, "stochastic", random=drawn, out=out
-                ),
-                **peers,
-            }
+            functions = {"np.copyto": lambda x=x: np.copyto(out, x), **peers}
+            for kernels in tiers():
+                functions["nearest", kernels] = rounder(kernels, x, fmt, out)
+                functions["drawn", kernels] = rounder(kernels, x, fmt, out, drawn)
             t = {name: s / size for name, s in medians(functions, turns).items()}
             narrow = ps.format(fmt).bits <= 8
+            nearest, random = t["nearest", "numpy"], t["drawn", "numpy"]
             for peer in ("np.copyto", *peers):
                 limit = PEER_LIMIT.get(peer) if narrow else None
                 limit = COPY_LIMIT.get(fmt) if peer == "np.copyto" else limit
-                yield row("rounding", kind, fmt, t["nearest"], peer=peer, against=t[peer],
-                          limit=limit)  # fmt: skip
-            yield row("stochastic", kind, fmt, t["drawn"], peer="nearest", against=t["nearest"],
+                yield row("rounding", kind, fmt, nearest, peer=peer, against=t[peer], limit=limit)
+            yield row("stochastic", kind, fmt, random, peer="nearest", against=nearest,
                       limit=DRAWN_LIMIT)  # fmt: skip
+            if "numba" not in tiers():
+                continue
+            nearest, random = t["nearest", "numba"], t["drawn", "numba"]
+            for peer in ("np.copyto", *peers):
+                limit = PEER_LIMIT.get(peer) if narrow else None
+                limit = COMPILED_LIMIT if peer == "np.copyto" else limit
+                yield row("rounding, compiled", kind, fmt, nearest, peer=peer, against=t[peer],
+                          limit=limit)  # fmt: skip
+            yield row("stochastic, compiled", kind, fmt, random, peer="np.copyto",
+                      against=t["np.copyto"], limit=COMPILED_DRAWN_LIMIT)  # fmt: skip
 
 
 def word_rows(sample, turns):
@@ -159,10 +183,9 @@ def rows(quick: bool) -> list[dict]:
     with tier("numpy"):
         parts = (scalar_rows, word_rows, block_rows, code_rows)
         found = [measured for part in parts for measured in part(sample, turns)]
-    if importlib.util.find_spec("numba"):
+    if "numba" in tiers():
         with tier("numba"):
-            parts = (scalar_rows, block_rows)
-            compiled = [measured for part in parts for measured in part(sample, turns)]
+            compiled = list(block_rows(sample, turns))
         found += [r | {"table": f"{r['table']}, compiled"} for r in compiled]
     return found
 

@@ -10,7 +10,7 @@ from tests.benchmarks.measure import quantity
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 """What is between these in README.md is written by ``python -m tests.benchmarks --readme``."""
-LIBRARIES = ("numpy", "torch", "ml_dtypes")
+LIBRARIES = ("numpy", "numba", "torch", "ml_dtypes")
 
 
 def fingerprint():
@@ -95,7 +95,7 @@ def verdict(line):
 
 def markdown(rows, machine):
     """Return the README's table, with the machine that it was measured on above it."""
-    libraries = ", ".join(f"{name} {machine[name]}" for name in LIBRARIES if machine[name])
+    libraries = ", ".join(f"{name} {machine[name]}" for name in LIBRARIES if machine.get(name))
     where = f"{machine['processor']} ({machine['cores']} cores, load {machine['load']})"
     text = [
         f"One thread, {where}, Python {machine['python']}, {libraries}, {machine['date']}:",

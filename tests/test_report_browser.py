@@ -107,11 +107,11 @@ def test_buttons_filters_and_keys(view):
     flushed = view.locator("#rows tr[data-op] td:nth-child(4)").first.inner_text()
     assert float(flushed.strip("<%")) > 50
     view.focus("#list")
-    before = view.locator("#name").inner_text()
+    before = view.locator("tr[aria-selected=true]").get_attribute("data-op")
     for _ in range(3):
         view.keyboard.press("ArrowDown")
     assert view.locator("tr[aria-selected=true]").count() == 1
-    assert view.locator("#name").inner_text() != before or every == 1
+    assert view.locator("tr[aria-selected=true]").get_attribute("data-op") != before
 
 
 def test_the_op_under_the_pointer_has_its_exponents_shown(view, runs):
@@ -119,7 +119,7 @@ def test_the_op_under_the_pointer_has_its_exponents_shown(view, runs):
     row = view.locator("#rows tr[data-op]").nth(4)
     row.hover()
     path = row.locator("td:first-child").get_attribute("title")
-    assert view.locator("#name").inner_text().startswith(path)
+    view.wait_for_selector(f"#name:has-text('{path}')")
     assert view.locator("tr[aria-selected=true] td:first-child").get_attribute("title") == path
     view.wait_for_timeout(100)
     ops = runs[EVIL].ops(5)
@@ -145,8 +145,8 @@ def test_the_same_op_of_the_other_run_is_drawn_over_it(view, runs):
 def test_play_goes_to_the_end_and_stops(view):
     slide(view, 3)
     view.click("#play")
-    view.wait_for_selector("#where:has-text('step 5')", timeout=5000)
-    view.wait_for_selector("#play:has-text('play')", timeout=5000)
+    view.wait_for_selector("#where:has-text('step 5')", timeout=30_000)
+    view.wait_for_selector("#play:has-text('play')", timeout=30_000)
 
 
 def test_a_cell_of_the_map_opens_its_step_and_op(view):
@@ -175,14 +175,14 @@ def test_the_op_in_trouble_and_those_behind_skips_are_a_click_away(view, runs):
     view.click(".alert a")
     assert view.locator("#run option:checked").inner_text() == EVIL
     assert view.locator("#where").inner_text() == f"step {trouble.step}"
-    assert view.locator("#name").inner_text().startswith(trouble.path)
+    view.wait_for_selector(f"#name:has-text('{trouble.path}')")
     skip = next(r.step for r in runs["other"].records if r.skipped)
     link = view.locator(f"td a[data-run='1'][data-step='{skip}']")
     view.locator("details", has=link).locator("summary").click()
     link.click()
     assert view.locator("#run option:checked").inner_text() == "other"
     assert view.locator("#where").inner_text() == f"step {skip}"
-    assert view.locator("#name").inner_text().startswith(link.inner_text())
+    view.wait_for_selector(f"#name:has-text('{link.inner_text()}')")
 
 
 def test_another_run_has_its_own_steps(view, runs):
@@ -248,6 +248,8 @@ def test_the_address_names_the_place(view, browser, file, runs):
     slide(view, 2)
     row = view.locator("#rows tr[data-op]").nth(7)
     row.click()
+    path = row.locator("td:first-child").get_attribute("title")
+    view.wait_for_selector(f"#name:has-text('{path}')")  # it is drawn with the next frame
     name = view.locator("#name").inner_text()
     again = browser.new_page()
     again.goto(view.url)

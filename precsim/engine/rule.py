@@ -61,7 +61,9 @@ class Rule:
     gradients times transposed weights, and for transposed activations times gradients.
     `hadamard` (0: none) first rotates both operands of a matmul, in blocks of that length along the
     contraction, which leaves their product as it is and spreads outliers (`ops.hadamard`).
-    `saved` says what the backward pass of the op works with, see `Saved`.
+    `saved` says what the backward pass of the op works with, see `Saved`.  A rule for one of the
+    roles weights, master_weights and optimizer_state says how those in its scope are kept
+    (`Policy.stored`): ``role=weights,scope=*.bias,output=bf16``.
     Raises `ValueError` for a role that there is not, patterns with spaces or commas, and a length
     that is no power of two.
     """

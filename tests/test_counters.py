@@ -15,6 +15,7 @@ from precsim.backend import tier
 from precsim.formats.format import Format
 from precsim.formats.registry import FORMATS
 from precsim.observe.counters import COUNTS, HIGHEST, LOWEST, OpCounts, total
+from precsim.observe.tally import Tally
 
 PLAIN = [name for name, f in FORMATS.items() if isinstance(f, Format)] + ["fp16_ftz", "e6m9"]
 MODES = ["nearest", "nearest_away", "toward_zero", "up", "down", "to_odd"]
@@ -154,6 +155,24 @@ def test_counts_of_large_arrays(low, high, name, size, arithmetic):
     squares = np.square(x[both], dtype=np.float64).sum()
     assert counts.square == pytest.approx(squares, rel=1e-5)
     assert counts.error == pytest.approx(np.square(r[both] - x[both]).sum(), rel=1e-5, abs=1e-300)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 100, 200_001])
+@pytest.mark.parametrize("name", ["e4m3", "bf16", "fp32", "int8:row"])
+def test_what_counts_changes_no_bit_of_the_counts_and_sums(name, size, dtype):
+    pytest.importorskip("numba")
+    x = (np.random.default_rng(size).standard_normal(size) ** 5).astype(dtype)
+    fmt, r = ps.format(name), ps.quantize(x, name)
+    found = []
+    for kernels in ("numpy", "numba"):
+        with tier(kernels):
+            tally = Tally(x, r, fmt, histogram=True)
+        found.append(
+            {n: getattr(tally, n) for n in ("amax", "amin", "square", "error", *COUNTS[1:9])}
+        )
+        found[-1]["histogram"] = tally.histogram.tolist()
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 0), (0,), (2, 3)])

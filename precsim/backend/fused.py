@@ -37,7 +37,6 @@ PLAIN, NO_NAN, ODD = range(3)
 _intrinsic: Any = intrinsic
 _inlined: Any = numba.njit(inline="always")
 compiled: Any = numba.njit(nogil=True, cache=True)
-summing: Any = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
 
 
 class Numbers(NamedTuple):

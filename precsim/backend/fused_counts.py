@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from precsim.backend.fused import compiled, summing
+from precsim.backend.fused import compiled
 from precsim.formats.arrays import Array
 
 
@@ -26,8 +26,6 @@ class Counted(NamedTuple):
     top: int
     top_after: int
     low: int
-    square: float
-    error: float
 
 
 def tally(x: Array, rounded: Array, normal: Any, largest: Any) -> Counted:
@@ -36,7 +34,7 @@ def tally(x: Array, rounded: Array, normal: Any, largest: Any) -> Counted:
     `normal` and `largest` are the bits of the smallest normal value and of the largest.
     """
     uint = np.uint32 if x.dtype == np.float32 else np.uint64
-    return Counted(*_tally(uint)(x, rounded, x.view(uint), rounded.view(uint), normal, largest))
+    return Counted(*_tally(uint)(x.view(uint), rounded.view(uint), normal, largest))
 
 
 def histogram(x: Array, zeros: int, lowest: int, highest: int) -> Array | None:
@@ -59,12 +57,11 @@ def _tally(uint: Any) -> Callable[..., tuple[Any, ...]]:
     zero, one, magnitude = uint(0), uint(1), uint(int(np.iinfo(uint).max) >> 1)
     last = np.iinfo(uint).max
 
-    @summing
-    def run(x: Any, r: Any, before: Any, after: Any, normal: Any, largest: Any) -> Any:
+    @compiled
+    def run(before: Any, after: Any, normal: Any, largest: Any) -> Any:
         zeros = zeros_after = below = changed = saturated = top = top_after = zero
         low = uint(last)
-        square = error = 0.0
-        for i in range(x.size):
+        for i in range(before.size):
             b, a = uint(before[i] & magnitude), uint(after[i] & magnitude)
             zeros = uint(zeros + uint(b == zero))
             zeros_after = uint(zeros_after + uint(a == zero))
@@ -74,12 +71,7 @@ def _tally(uint: Any) -> Callable[..., tuple[Any, ...]]:
             saturated = uint(saturated + (uint(b > largest) & uint(a == largest)))
             top, top_after = max(top, b), max(top_after, a)
             low = min(low, uint(b - one))
-            difference = np.float64(r[i] - x[i])
-            square += np.float64(x[i]) * np.float64(x[i])
-            error += difference * difference
-        return (
-            zeros, zeros_after, below, changed, saturated, top, top_after, low, square, error
-        )  # fmt: skip
+        return zeros, zeros_after, below, changed, saturated, top, top_after, low
 
     return run  # type: ignore[no-any-return]
 

@@ -85,22 +85,33 @@ class Tally:
             self._count_in_blocks(before, after, histogram=histogram)
 
     def _count_compiled(self, fused: Any, x: Any, r: Any, *, histogram: bool) -> bool:
-        """Count in one pass, if all is finite; False: it is not, and nothing is counted."""
-        edges, uint = self._ends, f"u{x.itemsize}"
-        found = fused.tally(x, r, edges.normal_bits, edges.largest_bits)
-        if max(found.top, found.top_after) >= edges.infinity_bits:
-            return False
-        self.zeros, self.inexact, self.saturated = found.zeros, found.changed, found.saturated
-        if edges.flushes_below:
-            self.flushed = found.zeros_after - found.zeros
-        if edges.normal_from:
-            self.subnormal = found.below_normal - found.zeros_after
-        self.square, self.error = found.square, found.error
-        if found.zeros < x.size:
-            top_low = np.array([found.top, found.low + 1], uint).view(x.dtype).tolist()
-            self.amax, self.amin = top_low
+        """Count each block in one pass, if all is finite; False: it is not, and nothing is counted."""
+        edges, block = self._ends, BLOCK_BYTES // x.itemsize
+        rest = current().pool.empty((min(block, x.size),), x.dtype)
+        parts, square, error = [], 0.0, 0.0
+        with np.errstate(all="ignore"):
+            for start in range(0, x.size, block):
+                before, after = x[start : start + block], r[start : start + block]
+                found = fused.tally(before, after, edges.normal_bits, edges.largest_bits)
+                if max(found.top, found.top_after) >= edges.infinity_bits:
+                    return False
+                parts.append(found)
+                square += _sum_of_squares(before)
+                if found.changed:
+                    difference = np.subtract(after, before, out=rest[: before.size])
+                    error += _sum_of_squares(difference)
+        zeros, zeros_after, below_normal, changed, saturated = map(
+            sum, list(zip(*parts, strict=True))[:5]
+        )
+        self.zeros, self.inexact, self.saturated = zeros, changed, saturated
+        self.flushed = zeros_after - zeros if edges.flushes_below else 0
+        self.subnormal = below_normal - zeros_after if edges.normal_from else 0
+        self.square, self.error = square, error
+        if zeros < x.size:
+            top, low = max(p.top for p in parts), min(p.low for p in parts) + 1
+            self.amax, self.amin = np.array([top, low], f"u{x.itemsize}").view(x.dtype).tolist()
             if histogram:
-                seen = fused.histogram(x, found.zeros, LOWEST, HIGHEST)
+                seen = fused.histogram(x, zeros, LOWEST, HIGHEST)
                 self.histogram = exponent_histogram(np.abs(x)) if seen is None else seen
         return True
 

@@ -44,7 +44,7 @@ def drift(
 ) -> None:
     """Train a recorded run again beside a float64 twin, and say how far rounding has taken it.
 
-    It takes about three times as long as the run.
+    It takes two to three times as long as the run.
     """
     run = open_run(folder)
     out, err = consoles()

@@ -147,7 +147,8 @@ def training(tmp_path):
     command = [sys.executable, "-m", "precsim", "train", *LONG, "-o", str(folder), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (folder / "steps.jsonl").exists() and time.monotonic() < deadline:
+    steps = folder / "steps.jsonl"  # with its first line the run has begun, and minds Ctrl-C
+    while not (steps.exists() and steps.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
     yield folder, process
     if process.poll() is None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +66,22 @@ def test_in_place_is_the_same_and_so_is_numpy(numba, fmt, dtype):
     testing.assert_same(place, got, x)
     with tier("numpy"):
         testing.assert_same(quantize(x, fmt), got, x)
+
+
+def test_a_disk_that_cannot_be_written_costs_only_time(monkeypatch):
+    pytest.importorskip("numba")
+    from precsim.backend import fused
+
+    compile_ = fused.numba.njit
+
+    def njit(**options):
+        if options.get("cache"):
+            msg = "cannot cache function: no locator available"
+            raise RuntimeError(msg)
+        return compile_(**options)
+
+    monkeypatch.setattr(fused, "numba", SimpleNamespace(njit=njit))
+    assert fused.compiled(lambda x: x + 1)(2) == 3
 
 
 def test_numpy_rounds_until_compiling_pays(monkeypatch):

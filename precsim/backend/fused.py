@@ -36,7 +36,6 @@ PLAIN, NO_NAN, ODD = range(3)
 
 _intrinsic: Any = intrinsic
 _inlined: Any = numba.njit(inline="always")
-compiled: Any = numba.njit(nogil=True, cache=True)
 
 
 class Numbers(NamedTuple):
@@ -133,6 +132,14 @@ def _like(typing: Any, value: Any, other: Any) -> Any:
         return context.cast(builder, arguments[0], value, other)
 
     return other(value, other), code
+
+
+def compiled(function: Any) -> Any:
+    """Compile a loop when it is first called, and keep it on the disk if there is a place for it."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        return numba.njit(nogil=True)(function)
 
 
 @_inlined

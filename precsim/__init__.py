@@ -2,15 +2,14 @@
 
 A small transformer is trained in NumPy, and every tensor operation, forward, backward and update,
 is computed wide and rounded once to an emulated number format.  The names below are the public
-surface; ``ps.plot`` and ``ps.figure`` need matplotlib and are loaded when they are first used.
+surface; those that look into a run, or draw it, are loaded when they are first used.
 """
 
 __version__ = "0.1.0"  # first: parts of the package write it into what they make
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from precsim.analyse.ask import blame, diff, search
-from precsim.analyse.twins import drifts as drift
 from precsim.engine import ops
 from precsim.engine.context import Context, current, scope, using
 from precsim.engine.delayed import Delays
@@ -40,6 +39,10 @@ from precsim.runs.config import TrainConfig
 from precsim.runs.run import open_run as open
 from precsim.runs.train import Run, resume, train
 from precsim.show.observed import observe  # over the package of that name, whose parts stay there
+
+if TYPE_CHECKING:
+    from precsim.analyse.ask import blame, diff, search
+    from precsim.analyse.twins import drifts as drift
 
 __all__ = [
     "FORMATS",
@@ -99,14 +102,21 @@ __all__ = [
 ]
 
 
+_LATER = {
+    "blame": ("precsim.analyse.ask", "blame"),
+    "diff": ("precsim.analyse.ask", "diff"),
+    "drift": ("precsim.analyse.twins", "drifts"),
+    "figure": ("precsim.show.gallery", "draw"),
+    "plot": ("precsim.show.plot", ""),
+    "search": ("precsim.analyse.ask", "search"),
+}
+"""Names that are loaded when they are first used: name -> module, and its name there ("": all of it)."""
+
+
 def __getattr__(name: str) -> Any:
-    if name == "plot":
-        from precsim.show import plot
-
-        return plot
-    if name == "figure":
-        from precsim.show.gallery import draw
-
-        return draw
-    msg = f"module 'precsim' has no attribute {name!r}"
-    raise AttributeError(msg)
+    if name not in _LATER:
+        msg = f"module 'precsim' has no attribute {name!r}"
+        raise AttributeError(msg)
+    place, there = _LATER[name]
+    module = import_module(place)
+    return getattr(module, there) if there else module

@@ -45,6 +45,12 @@ def swamped(folder):
 
 
 @pytest.fixture(scope="module")
+def died(folder):
+    """A run that ends in its first step, in NaN."""
+    return ps.train(CONFIG.change(policy="fp16", eps=1e-9, steps=3), out=folder / "half")
+
+
+@pytest.fixture(scope="module")
 def measured(healthy):
     return drifts(healthy, every=7)
 
@@ -155,16 +161,14 @@ def test_a_skipped_step_is_marked_and_its_drift_undefined(folder):
     assert found.verdict != "undefined"
 
 
-def test_a_run_can_drift_out_of_the_numbers_and_a_run_without_steps_cannot(folder):
-    config = CONFIG.change(policy="fp16", eps=1e-9, steps=3)
-    died = ps.train(config, out=folder / "half")
+def test_a_run_can_drift_out_of_the_numbers_and_a_run_without_steps_cannot(died):
     assert died.died_at == 0
     found = drifts(died)
     assert found.verdict == "undefined"
     assert not math.isfinite(found.points[-1].distance)
     with pytest.raises(ValueError, match="at least 1"):
         drifts(died, every=0)
-    empty = ps.open(folder / "half")
+    empty = ps.open(died.path)
     empty.records = []
     with pytest.raises(RunError, match="no step yet"):
         drifts(empty)
@@ -230,8 +234,8 @@ def test_the_command_gives_json_a_figure_and_its_data(healthy, measured, call, t
     assert "expected a name that ends in .png" in err
 
 
-def test_the_command_reports_what_is_not_finite(folder, call):
-    code, out, err = call("drift", folder / "half")
+def test_the_command_reports_what_is_not_finite(died, folder, call):
+    code, out, err = call("drift", died.path)
     assert code == 1
     assert "not finite in" in err
     assert "undefined" in out

@@ -11,7 +11,7 @@
 # *Needs:* Python; nothing about floating point.
 # *Runtime:* about 20 s, one CPU core.
 # *Paper:* Micikevicius et al. 2018, arXiv:1710.03740, section 3.2.
-# *Writes:* `figures/00_tour.png` (A loss that stays high, and the op where its gradient is lost.)
+# *Writes:* `figures/00_tour.png` (A loss that stays high, and the op where its gradient is lost.), `figures/00_one_step.png` (The step that is lost, op by op.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -72,7 +72,7 @@ for seed in seeds(3):
 
 # %%
 moment = moment_of(fp16[0])
-step = show_step(moment)
+step = show_step(moment, figure="00_one_step")
 error, angle = step.drift.rho, np.degrees(step.drift.angle)
 check("the error of fp16's gradient is larger than the gradient", error > 1, error)
 check("it is at right angles to float64's, within 10 degrees", abs(angle - 90) < 10, angle)

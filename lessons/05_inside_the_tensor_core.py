@@ -10,7 +10,7 @@
 # *Needs:* lesson 03 (sums that stop).
 # *Runtime:* about 25 s, one CPU core.
 # *Paper:* DeepSeek-V3 2024, arXiv:2412.19437, section 3.3.2; Wang et al. 2018, arXiv:1812.08011.
-# *Writes:* `figures/05_inside_the_tensor_core.png` (What a long sum loses in a short register.)
+# *Writes:* `figures/05_inside_the_tensor_core.png` (What a long sum loses in a short register.), `figures/05_one_step.png` (One step with sums in bf16, op by op.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -133,8 +133,9 @@ for seed in seeds(3):
         check(f"seed {seed}: 4096 tokens, they double the error", longer[CUT] > 1.7, longer[CUT])
         check(f"seed {seed}: bf16 makes it 5 times as large", longer["bf16"] > 5, longer["bf16"])
         check(f"seed {seed}: with a new total every 64, under 2", longer["bf16>fp32@64"] < 2)
-worst = [op.counts.role for op in show_step(moment_of(run, f"{BF16} accumulator=bf16")).worst()]
-check("the six ops that are worst off are weight gradients", set(worst) == {"weight_gradients"})
+step = show_step(moment_of(run, f"{BF16} accumulator=bf16"), figure="05_one_step")
+roles = {op.counts.role for op in step.worst()}
+check("the six ops that are worst off are weight gradients", roles == {"weight_gradients"})
 
 # %%
 LABELS = (
@@ -193,8 +194,7 @@ def chunked_count(n, p, c):
 # products of a group to the largest before they add; our model adds them exactly, and then cuts.
 #
 # **On your own.** 1. Replace `rng.random` by `rng.standard_normal`: what is a fair error now? 2. Find
-# the promotion interval where 14 bits are as good as their inputs' rounding to e4m3. 3. Try
-# `accumulator=e5m2` on the GPT's step.
+# the promotion interval where 14 bits are as good as rounding to e4m3. 3. Try `accumulator=e5m2`.
 #
 # **Further reading.** DeepSeek-V3, section 3.3.2 and figure 7b (promotion). Wang et al. 2018, on
 # chunk-based accumulation. Blanchard et al. 2020, SIAM J. Sci. Comput. 42(3) C124 (block FMA).

@@ -10,7 +10,7 @@
 # *Needs:* lesson 01 (the grid).
 # *Runtime:* about 5 s, one CPU core.
 # *Paper:* Micikevicius et al. 2018, arXiv:1710.03740, section 3.3: reductions in fp32.
-# *Writes:* `figures/06_overflow_traps.png` (Three norms, equal on paper, in fp16: 0 or infinity at the ends.)
+# *Writes:* `figures/06_overflow_traps.png` (Three norms, equal on paper, in fp16: 0 or infinity at the ends.), `figures/06_one_step.png` (One step whose activations are large, op by op.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -156,7 +156,7 @@ for seed in seeds(3):
         print(f"2^{k:<2} gradient off by {off[0]:.2g}, with fused kernels {off[1]:.2g}")
         check(f"seed {seed}: 2^{k}, fused: below 0.5 %", off[1] < 5e-3, off[1])
         check(f"seed {seed}: 2^{k}, textbook: a disaster only at 2^12", (off[0] > 0.5) == (k == 12))
-nan = sum(op.counts.nan for op in show_step(step).ops)
+nan = sum(op.counts.nan for op in show_step(step, figure="06_one_step").ops)
 check("and not one NaN, only infinities, which become 0", nan == 0, nan)
 
 # %%

@@ -10,7 +10,7 @@
 # *Needs:* lesson 01 (the grid).
 # *Runtime:* about 40 s, one CPU core.
 # *Paper:* Micikevicius et al. 2018, arXiv:1710.03740, section 3: the three techniques.
-# *Writes:* `figures/07_the_recipe_as_written.png` (What a missing loss scale costs, and what the loss does not tell.)
+# *Writes:* `figures/07_the_recipe_as_written.png` (What a missing loss scale costs, and what the loss does not tell.), `figures/07_one_step.png` (One step of the recipe as written, op by op.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -106,7 +106,8 @@ for seed in seeds(3):
 for name, row in ({"k": K} | error[0]).items():
     print(f"{name:20}", *(f"{e:8.2g}" for e in row))
 predict("the least k", my_guess, int(K[np.argmax(error[0]["seed_mixed"] > 0.1)]), tol=1)
-step = show_step(moment_of(run, ps.recipe("seed_mixed").policy).at(weight=2.0**-12))
+written = moment_of(run, ps.recipe("seed_mixed").policy).at(weight=2.0**-12)
+step = show_step(written, figure="07_one_step")
 
 # %% [markdown]
 # It is the loss scale that counts. Whether the forward pass is fp16 hardly matters: `half`, which is
@@ -190,9 +191,8 @@ def largest_lost_update(code):
 
 
 # %% [markdown]
-# **In practice.** Under `torch.autocast` the forward pass decides, and the backward pass follows; its
-# documentation says not to call `half()` on model or inputs. Apex O2 has fp32 master weights, Keras'
-# mixed_float16 has fp32 variables; all three scale the loss, and adapt that scale, not the formats.
+# **In practice.** Under `torch.autocast` the forward pass decides; do not call `half()` beside it.
+# Apex O2 has fp32 master weights, Keras' mixed_float16 fp32 variables; all three scale the loss.
 #
 # **On your own.** 1. `precsim recipes diff seed_mixed torch_amp_fp16`. 2. `snippet.run("bf16",
 # data=snippet.teacher_data(), batch=64, steps=3000, lr=0.001)`: how far does it get, and "fp32"?

@@ -10,7 +10,7 @@
 # *Needs:* lesson 01 (the grid).
 # *Runtime:* about 15 s, one CPU core.
 # *Paper:* Micikevicius et al. 2018, arXiv:1710.03740, sections 3.1 and 3.2, figures 2 and 3.
-# *Writes:* `figures/08_where_gradients_live.png` (Gradients of a model that learns move out of fp16.)
+# *Writes:* `figures/08_where_gradients_live.png` (Gradients of a model that learns move out of fp16.), `figures/08_one_step.png` (One step without a loss scale, op by op.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -135,7 +135,7 @@ if not quick():
 
 # %%
 FP16 = "activations=fp16 gradients=fp16 weight_gradients=fp16 rule=scope=seed,output=fp32"
-step = show_step(moment_of(models[0], FP16))
+step = show_step(moment_of(models[0], FP16), figure="08_one_step")
 worst = step.worst(1)[0].counts.flushed_share
 check("the worst op loses more than half of its results", worst > 0.5, worst)
 check("and yet the gradient is right to a tenth", step.drift.rho < 0.1, step.drift.rho)

@@ -10,7 +10,7 @@
 # *Needs:* lesson 08 (where gradients live).
 # *Runtime:* about 30 s, one CPU core.
 # *Paper:* Micikevicius et al. 2018, arXiv:1710.03740, section 3.2.
-# *Writes:* `figures/09_loss_scale_plateau.png` (The loss scale matters at its edges only.)
+# *Writes:* `figures/09_loss_scale_plateau.png` (The loss scale matters at its edges only.), `figures/09_one_step.png` (One step, and the room above its gradients.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -119,7 +119,7 @@ check("S = 1: more than 5 % of its results become zero", at[0].flushed > 0.05, a
 check("and yet the gradient is right to 3 %", at[0].error < 0.03, at[0].error)
 check("S = 2^-12: more than half of it is wrong", at[-12].error > 0.5, at[-12].error)
 check("S = 2^12: it is right to 0.5 %", at[12].error < 0.005, at[12].error)
-step = show_step(moment)
+step = show_step(moment, figure="09_one_step")
 
 # %% [markdown]
 # ## Letting the scale look for its place

@@ -12,7 +12,7 @@
 # *Runtime:* about 30 s, one CPU core.
 # *Paper:* Zamirai et al. 2020, arXiv:2010.06192; Micikevicius et al. 2018, arXiv:1710.03740, s.
 # 3.1.
-# *Writes:* `figures/10_lost_updates.png` (Most updates are below half the gap of their weight.)
+# *Writes:* `figures/10_lost_updates.png` (Most updates are below half the gap of their weight.), `figures/10_one_step.png` (One step with bf16 weights: its gradients are in good health.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -108,7 +108,7 @@ for seed, run in runs.items():
 # scale (lesson 09) would help. What goes wrong is the very last op, weight + update.
 
 # %%
-step = show_step(moment_of(runs[0]["nearest"]), worst=3)
+step = show_step(moment_of(runs[0]["nearest"]), worst=3, figure="10_one_step")
 check("the gradient is float64's to 0.001 %", step.drift.rho < 1e-5, step.drift.rho)
 
 # %% [markdown]

@@ -10,7 +10,7 @@
 # *Needs:* lesson 08 (where gradients live).
 # *Runtime:* about 30 s, one CPU core.
 # *Paper:* Kingma and Ba 2015, arXiv:1412.6980; DeepSeek-V3, arXiv:2412.19437, s. 3.3.3.
-# *Writes:* `figures/11_adam_in_16_bits.png` (A squared gradient falls out of fp16.)
+# *Writes:* `figures/11_adam_in_16_bits.png` (A squared gradient falls out of fp16.), `figures/11_one_step.png` (One step after the update that broke the model, op by op.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -141,7 +141,7 @@ check("a weight is moved to 137, and lr is 0.003", abs(move - 137) < 2, move)
 # No op overflowed. And the gradient of the next step is right, for weights that are not.
 
 # %%
-step = show_step(moment_of(broken), worst=2)
+step = show_step(moment_of(broken), worst=2, figure="11_one_step")
 check("the gradient is float64's to 0.1 %", step.drift.rho < 1e-3, step.drift.rho)
 
 # %%

@@ -10,7 +10,7 @@
 # *Needs:* lesson 04 (fair coins), lesson 10 (lost updates).
 # *Runtime:* about 35 s, one CPU core.
 # *Paper:* Gupta et al. 2015, arXiv:1502.02551, sections 3 and 4; Kingma and Ba 2015, section 2.1.
-# *Writes:* `figures/12_eight_bits_no_master.png` (To nearest there is an edge, by chance none.)
+# *Writes:* `figures/12_eight_bits_no_master.png` (To nearest there is an edge, by chance none.), `figures/12_one_step.png` (One step of weights that stand still: its gradients are in good health.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -116,7 +116,7 @@ if not quick():
 
 # %%
 frozen = runs[0]["nearest", 6]
-step = show_step(moment_of(frozen), worst=2)
+step = show_step(moment_of(frozen), worst=2, figure="12_one_step")
 check("the gradient is float64's to 0.001 %", step.drift.rho < 1e-5, step.drift.rho)
 updates = []
 

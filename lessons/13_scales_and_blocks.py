@@ -10,7 +10,7 @@
 # *Needs:* lesson 08 (where gradients live), lesson 04 (fair coins).
 # *Runtime:* about 40 s, one CPU core.
 # *Paper:* Micikevicius et al. 2022, arXiv:2209.05433; OCP Microscaling Formats 1.0.
-# *Writes:* `figures/13_scales_and_blocks.png` (One outlier, and what is left of the other values.)
+# *Writes:* `figures/13_scales_and_blocks.png` (One outlier, and what is left of the other values.), `figures/13_one_step.png` (One step in e4m3 without a scale, op by op.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -136,7 +136,7 @@ for seed, end in loss.items():
 
 # %%
 moments = {way: moment_of(runs[0]["fp32"], policy) for way, policy in WAYS.items()}
-step = show_step(moments["e4m3, no scale"], worst=4)
+step = show_step(moments["e4m3, no scale"], worst=4, figure="13_one_step")
 check("the worst op loses over 90 % of its values", step.worst(1)[0].counts.flushed_share > 0.9)
 error = {way: take(moment).drift.rho for way, moment in moments.items()}
 for way, value in error.items():

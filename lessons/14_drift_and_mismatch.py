@@ -10,7 +10,7 @@
 # *Needs:* lesson 08 (where gradients live), lesson 13 (scales and blocks).
 # *Runtime:* about 10 s, one CPU core.
 # *Paper:* Qi et al. 2025, arXiv:2510.26788 (bf16, fp16 and reinforcement learning).
-# *Writes:* `figures/14_drift_and_mismatch.png` (Three bits more: an eighth of the error.)
+# *Writes:* `figures/14_drift_and_mismatch.png` (Three bits more: an eighth of the error.), `figures/14_one_step.png` (One step in fp8, op by op.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -107,7 +107,7 @@ for seed, rows in error.items():
 
 # %%
 fp8 = ps.Policy.parse(FORMATS["e4m3"])
-step = show_step(runs[0][1][LOOK_AT[-1]].at(policy=fp8), worst=4)
+step = show_step(runs[0][1][LOOK_AT[-1]].at(policy=fp8), worst=4, figure="14_one_step")
 check("it is 1 to 6 u of e4m3, 2^-4", 1 < step.drift.rho * 16 < 6, step.drift.rho * 16)
 
 # %% [markdown]

@@ -11,7 +11,7 @@
 # *前置：* 会 Python 即可，不需要懂浮点数。
 # *用时：* 单核约 20 秒。
 # *论文：* Micikevicius 等 2018，arXiv:1710.03740，第 3.2 节。
-# *产出：* `figures/00_tour.png`（停在高处的损失，以及梯度在哪个算子里丢失）。
+# *产出：* `figures/00_tour.png`（停在高处的损失，以及梯度在哪个算子里丢失），`figures/00_one_step.png`（丢失的那一步，逐个算子看）。
 
 # %%
 import matplotlib.pyplot as plt
@@ -70,7 +70,7 @@ for seed in seeds(3):
 
 # %%
 moment = moment_of(fp16[0])
-step = show_step(moment)
+step = show_step(moment, figure="00_one_step")
 error, angle = step.drift.rho, np.degrees(step.drift.angle)
 check("the error of fp16's gradient is larger than the gradient", error > 1, error)
 check("it is at right angles to float64's, within 10 degrees", abs(angle - 90) < 10, angle)

@@ -10,7 +10,7 @@
 # *前置：* 第 01 课（格点）。
 # *用时：* 单核约 40 秒。
 # *论文：* Micikevicius 等 2018，arXiv:1710.03740，第 3 节：三项技术。
-# *产出：* `figures/07_the_recipe_as_written.png`（缺少损失缩放的代价，以及损失没有说出来的事）。
+# *产出：* `figures/07_the_recipe_as_written.png`（缺少损失缩放的代价，以及损失没有说出来的事），`figures/07_one_step.png`（照方执行的一步，逐个算子看）。
 
 # %%
 import matplotlib.pyplot as plt
@@ -104,7 +104,8 @@ for seed in seeds(3):
 for name, row in ({"k": K} | error[0]).items():
     print(f"{name:20}", *(f"{e:8.2g}" for e in row))
 predict("the least k", my_guess, int(K[np.argmax(error[0]["seed_mixed"] > 0.1)]), tol=1)
-step = show_step(moment_of(run, ps.recipe("seed_mixed").policy).at(weight=2.0**-12))
+written = moment_of(run, ps.recipe("seed_mixed").policy).at(weight=2.0**-12)
+step = show_step(written, figure="07_one_step")
 
 # %% [markdown]
 # 要紧的是损失缩放。前向是不是 fp16 几乎无关：全程 fp16 的 `half` 与 `seed_mixed` 偏离得一样远。上表逐个算子列出了后者在

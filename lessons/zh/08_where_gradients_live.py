@@ -10,7 +10,7 @@
 # *前置：* 第 01 课（格点）。
 # *用时：* 单核约 15 秒。
 # *论文：* Micikevicius 等 2018，arXiv:1710.03740，第 3.1、3.2 节，图 2、图 3。
-# *产出：* `figures/08_where_gradients_live.png`（模型越学越好，梯度就移出了 fp16）。
+# *产出：* `figures/08_where_gradients_live.png`（模型越学越好，梯度就移出了 fp16），`figures/08_one_step.png`（没有损失缩放的一步，逐个算子看）。
 
 # %%
 import matplotlib.pyplot as plt
@@ -132,7 +132,7 @@ if not quick():
 
 # %%
 FP16 = "activations=fp16 gradients=fp16 weight_gradients=fp16 rule=scope=seed,output=fp32"
-step = show_step(moment_of(models[0], FP16))
+step = show_step(moment_of(models[0], FP16), figure="08_one_step")
 worst = step.worst(1)[0].counts.flushed_share
 check("the worst op loses more than half of its results", worst > 0.5, worst)
 check("and yet the gradient is right to a tenth", step.drift.rho < 0.1, step.drift.rho)

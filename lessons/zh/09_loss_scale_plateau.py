@@ -10,7 +10,7 @@
 # *前置：* 第 08 课（梯度在哪里）。
 # *用时：* 单核约 30 秒。
 # *论文：* Micikevicius 等 2018，arXiv:1710.03740，第 3.2 节。
-# *产出：* `figures/09_loss_scale_plateau.png`（损失缩放只在边缘处才要紧）。
+# *产出：* `figures/09_loss_scale_plateau.png`（损失缩放只在边缘处才要紧），`figures/09_one_step.png`（一步训练，以及梯度上方的余量）。
 
 # %%
 import matplotlib.pyplot as plt
@@ -114,7 +114,7 @@ check("S = 1: more than 5 % of its results become zero", at[0].flushed > 0.05, a
 check("and yet the gradient is right to 3 %", at[0].error < 0.03, at[0].error)
 check("S = 2^-12: more than half of it is wrong", at[-12].error > 0.5, at[-12].error)
 check("S = 2^12: it is right to 0.5 %", at[12].error < 0.005, at[12].error)
-step = show_step(moment)
+step = show_step(moment, figure="09_one_step")
 
 # %% [markdown]
 # ## 让缩放值自己找位置

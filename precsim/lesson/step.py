@@ -1,6 +1,6 @@
 """One training step, taken apart: what each op's rounding did, and how far off the gradient is.
 
-`moment_of` freezes the step after a run; `show_step` runs it op by op and prints a table;
+`moment_of` freezes the step after a run; `show_step` runs it op by op, prints a table and can draw it;
 `draw_step` draws what that found.
 """
 
@@ -22,6 +22,7 @@ from precsim.engine.dispatch import Event
 from precsim.engine.policy import Policy
 from precsim.formats.registry import element_of
 from precsim.formats.registry import format as resolve
+from precsim.lesson.figures import save
 from precsim.observe.counters import count, total
 from precsim.observe.shadow import local_error
 from precsim.runs.data import Batches
@@ -33,6 +34,7 @@ from precsim.show.terminal import console
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TITLES = {True: "One step, and the ops that fare worst", False: "One step: no op is in trouble"}
 WORST = 6
 """Ops that are shown."""
 
@@ -97,13 +99,19 @@ def take(moment: Moment) -> Step:
     return Step(moment, ops, compare(gradient, moment.reference(), unit(moment.policy)))
 
 
-def show_step(moment: Moment, worst: int = WORST) -> Step:
-    """Print the ops in the worst health and the sentences about the step; return all of it."""
+def show_step(moment: Moment, worst: int = WORST, figure: str = "") -> Step:
+    """Print the ops in the worst health and the sentences about the step; return all of it.
+
+    With `figure`, a name as `save` takes it, it is drawn and saved as well.
+    """
     step = take(moment)
     out = console(sys.stdout, os.environ)
     out.print(ops_table(step.worst(worst), out.width))
     for line in sentences(step):
         out.print(line, soft_wrap=True)
+    if figure:
+        title = TITLES[any(complaint(op.counts) for op in step.ops)]
+        save(draw_step(step, title), figure, facts(step))
     return step
 
 
@@ -160,6 +168,8 @@ def draw_step(step: Step, title: str = "", worst: int = WORST) -> Figure:
         fig, axes = plt.subplots(figsize=(WIDTH, 2.1 + 0.38 * len(rows)), layout="constrained")
         for place, op in enumerate(rows):
             _bar(axes, place, Health.of(op.counts))
+            axes.text(1.02, place, _error(op), va="center", fontsize=11, color=QUIET)
+        axes.text(1.02, -0.75, "error", va="center", fontsize=11, color=QUIET)
         axes.set_yticks(range(len(rows)), [_name(op) for op in rows], fontsize=11)
         axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -0.6))
         axes.set_xticks([0, 0.5, 1], ["0 %", "of its results", "100 %"])
@@ -182,6 +192,7 @@ def facts(step: Step, worst: int = WORST) -> dict[str, Any]:
             kind: [getattr(Health.of(op.counts), kind) for op in step.worst(worst)]
             for kind in KINDS
         },
+        "error in u": [op.err_u for op in step.worst(worst)],
         "loss_scale": step.moment.scale,
         "gradient_error": step.drift.rho,
     }
@@ -201,6 +212,12 @@ def _bar(axes: Any, place: int, health: Health) -> None:
             axes.text(left + part / 2, place, share(part), ha="center", va="center", fontsize=10.5,
                       color="white" if kind in ("overflow", "nan") else "#222222")  # fmt: skip
         left += part
+
+
+def _error(op: Op) -> str:
+    if not op.counts.u:
+        return ""
+    return f"{op.err_u:,.0f} u" if op.err_u >= 10 else f"{op.err_u:.2g} u"
 
 
 def _name(op: Op) -> str:

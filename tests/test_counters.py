@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 import precsim as ps
 from precsim import testing
 from precsim.backend import tier
+from precsim.engine.tally import Tally
 from precsim.formats.format import Format
 from precsim.formats.registry import FORMATS
 from precsim.observe.counters import COUNTS, HIGHEST, LOWEST, OpCounts, total
-from precsim.observe.tally import Tally
 
 PLAIN = [name for name, f in FORMATS.items() if isinstance(f, Format)] + ["fp16_ftz", "e6m9"]
 MODES = ["nearest", "nearest_away", "toward_zero", "up", "down", "to_odd"]

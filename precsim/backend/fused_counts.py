@@ -1,6 +1,6 @@
 """Counting what rounding did in one pass, compiled by Numba (`precsim.backend.fused`).
 
-`precsim.observe.tally` says what the counts are, and has NumPy's way to them.
+`precsim.engine.tally` says what the counts are, and has NumPy's way to them.
 """
 
 from __future__ import annotations

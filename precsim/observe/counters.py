@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.engine.dispatch import Event
+from precsim.engine.tally import HIGHEST, LOWEST, Tally
 from precsim.formats.arrays import array_module
 from precsim.formats.registry import element_of
-from precsim.observe.tally import HIGHEST, LOWEST, Tally
 
 __all__ = ["COUNTS", "HIGHEST", "LOWEST", "Counters", "OpCounts", "count", "total"]
 

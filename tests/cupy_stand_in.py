@@ -10,6 +10,7 @@ compiler.  It says nothing about a device's arithmetic or speed.
 import ctypes
 import functools
 import operator
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
+
+from precsim.backend import grid
 
 NAMES = dict(
     line.split(" ", 1)
@@ -207,6 +210,11 @@ C_NAMES = {
     "uint32": "unsigned int", "uint64": "unsigned long long",
 }  # fmt: skip
 
+C_KINDS = {
+    "float": "float32", "double": "float64", "int": "int32", "long": "int64",
+    "word32": "uint32", "word64": "uint64",
+}  # fmt: skip
+
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 
@@ -259,6 +267,77 @@ class ElementwiseKernel:
         ])  # fmt: skip
 
 
+class RawKernel:
+    """C code of a kernel of blocks of threads, which run here one after the other.
+
+    Unlike CuPy, it checks that the arguments are those that the code declares.
+    """
+
+    def __init__(self, code, name, options=()):
+        assert set(options) <= {"--fmad=false"}
+        assert code.startswith(grid.DEVICE)
+        self.name, self.code = name, on_host(code.removeprefix(grid.DEVICE))
+        declared = re.search(rf"PRECSIM_KERNEL {name}\(([^)]*)\)", code)[1]
+        self.params = [param.split() for param in declared.split(",")]
+
+    def __call__(self, blocks, threads, args, *, shared_mem=0):
+        assert threads == (grid.THREADS,)
+        assert shared_mem == 0
+        assert len(args) == len(self.params), f"{self.name} takes {len(self.params)} arguments"
+        passed = [_passed(arg, param) for arg, param in zip(args, self.params, strict=True)]
+        run = _compiled(self.code, f"{self.name}_all")
+        run(ctypes.c_longlong(*blocks), *passed)
+
+
+def _passed(arg, declared):
+    """Return what ctypes passes for an argument of a kernel, declared as (... type, name)."""
+    *_, kind, name = declared
+    if isinstance(arg, ndarray):
+        assert name.startswith("*"), f"{name} is no array"
+        assert arg.flags.c_contiguous, f"{name}: a kernel does not see strides"
+        assert C_KINDS[kind] == str(arg.dtype), f"{name} must be {kind}, not {arg.dtype}"
+        return arg._a.ctypes.data_as(ctypes.c_void_p)
+    assert not name.startswith("*"), f"{name} is an array"
+    assert isinstance(arg, np.generic), f"{name}: how wide is a {type(arg)}?"
+    assert C_KINDS[kind] == str(arg.dtype), f"{name} must be {kind}, not {arg.dtype}"
+    return np.ctypeslib.as_ctypes_type(arg.dtype)(arg.item())
+
+
+def on_host(code, *, backward=False):
+    """Return the C of kernels of blocks of threads (`precsim.backend.grid`) that a host runs.
+
+    NAME_all runs kernel NAME on a number of blocks, its first argument.  `backward`: the last thread
+    and the last block come first, which makes no difference where threads wait for each other.
+    """
+    first, last, step = ("{n} - 1", ">= 0", "--") if backward else ("0", "< {n}", "++")
+
+    def loop(variable, n):
+        return f"for ({variable} = {first}; {variable.split()[-1]} {last}; {variable.split()[-1]}{step})".format(
+            n=n
+        )
+
+    def everywhere(found):
+        name, params = found[1], found[2]
+        names = ", ".join(param.split()[-1].lstrip("*") for param in params.split(","))
+        run = f"void {name}_all(long long blocks_, {params}) {{ precsim_blocks = blocks_; "
+        run += loop("precsim_block", "blocks_") + f" {name}({names}); }}"
+        return f"static void {name}({params});\n{run}\nstatic void {name}({params})"
+
+    kernels = re.sub(r"PRECSIM_KERNEL (\w+)\(([^)]*)\)", everywhere, code)
+    return f"""
+#include <math.h>
+#define PRECSIM static
+#define PRECSIM_SHARED static
+#define PRECSIM_BLOCK precsim_block
+#define PRECSIM_BLOCKS precsim_blocks
+#define PRECSIM_THREADS(t) {loop("int t", grid.THREADS)} {{
+#define PRECSIM_WAIT }}
+#define PRECSIM_ADD(place, value) (*(place) += (value))
+#define PRECSIM_RAISE(place, value) (*(place) = *(place) < (value) ? (value) : *(place))
+static long long precsim_block, precsim_blocks;
+{kernels}"""
+
+
 @functools.cache
 def _compiled(source, name):
     assert COMPILER is not None, (
@@ -280,7 +359,7 @@ def module():
     cupy = ModuleType("cupy")
     cupy.__version__ = "14.2.0"
     cupy.ndarray = ndarray
-    cupy.ElementwiseKernel = ElementwiseKernel
+    cupy.ElementwiseKernel, cupy.RawKernel = ElementwiseKernel, RawKernel
     cupy.cuda = SimpleNamespace(
         runtime=SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError)
     )

@@ -1,7 +1,8 @@
 """The one file that imports CuPy, and only when somebody asks for it; and what CuPy compiles.
 
 The kernels are `precsim.backend.one_pass`'s: rounding, with whatever the mode and the overflow rule
-ask for, and random words, each a single pass over the device's memory.
+ask for, and random words, each a single pass over the device's memory; and `one_pass_counts`', which
+say what rounding did.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from precsim.backend import one_pass
+from precsim.backend import grid, one_pass, one_pass_counts
 from precsim.formats import kernels
 from precsim.formats.arrays import Array
 from precsim.formats.format import Format
@@ -78,7 +79,7 @@ def multiply(
     The total is rounded by `inner` after every product; every `chunk` of them (0: never) it is added
     to a second total, which is rounded by `outer`.
     """
-    real = {"float32": "float", "float64": "double"}[str(out.dtype)]
+    real = _REAL[str(out.dtype)]
     _, height, depth = a.shape
     width = b.shape[-1]
     kernel = _kernel(
@@ -106,6 +107,35 @@ def philox(xp: Any, first: int, blocks: int, key: tuple[int, int]) -> Array:
     return out  # type: ignore[no-any-return]
 
 
+def count(
+    before: Array,
+    after: Array,
+    normal: float,
+    largest: float,
+    lowest: int,
+    bins: int,
+    *,
+    histogram: bool,
+) -> one_pass_counts.Counted:
+    """Count what rounding made of `before`, in one pass over arrays of one shape and dtype.
+
+    `normal` is the format's smallest normal value (0: results are never subnormal), `largest` its
+    largest (inf: none saturates).  The histogram has `bins` exponents from `lowest` on; without
+    `histogram` it stays empty.
+    """
+    import cupy
+
+    before, after = cupy.ascontiguousarray(before), cupy.ascontiguousarray(after)
+    real = _REAL[str(before.dtype)]
+    kernel = _raw_kernel("precsim_count", one_pass_counts.source(real, lowest, bins, rounds=False))
+    found = cupy.zeros(one_pass_counts.room(before.size, bins), np.uint64)
+    limits = np.float64(normal), np.float64(largest), np.int32(histogram)
+    blocks = one_pass_counts.blocks(before.size)
+    kernel((blocks,), (grid.THREADS,), (before, np.int64(before.size), *limits, found, after))
+    return one_pass_counts.read(found.get(), bins)
+
+
+_REAL = {"float32": "float", "float64": "double"}
 _PARAMETERS = one_pass.PARAMETERS.replace("double", "float64").replace("int ", "int32 ")
 
 
@@ -119,3 +149,13 @@ def _kernel(name: str, inputs: str, outputs: str, operation: str, functions: str
         preamble=f"#define PRECSIM __device__\n{one_pass.TYPES}{functions}",
         options=one_pass.NO_CONTRACTION,
     )  # fmt: skip
+
+
+@cache
+def _raw_kernel(name: str, code: str) -> Any:
+    """Return a kernel of blocks of threads that CuPy compiles when it is first called, and keeps."""
+    import cupy
+
+    return cupy.RawKernel(
+        f"{grid.DEVICE}{one_pass.TYPES}{code}", name, options=one_pass.NO_CONTRACTION
+    )

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.backend import compiled
+from precsim.backend import cupy as device
 from precsim.engine.context import current
 from precsim.formats.arrays import array_module
 from precsim.formats.format import Format
@@ -79,10 +80,22 @@ class Tally:
         """Count `rounded` beside `exact`: of one shape and dtype, not empty, of any values."""
         xp = self._xp = array_module(exact)
         self._ends = ends(fmt, exact.dtype)
+        if xp is not np:
+            self._count_on_device(exact, rounded, histogram=histogram)
+            return
         before, after = exact.reshape(-1), rounded.reshape(-1)
-        fused = compiled.counting() if xp is np else None
+        fused = compiled.counting()
         if fused is None or not self._count_compiled(fused, before, after, histogram=histogram):
             self._count_in_blocks(before, after, histogram=histogram)
+
+    def _count_on_device(self, exact: Any, rounded: Any, *, histogram: bool) -> None:
+        found = device.count(
+            exact, rounded, self._ends.normal_from, self._ends.largest,
+            LOWEST, HIGHEST - LOWEST + 1, histogram=histogram,
+        )._asdict()  # fmt: skip
+        if not histogram or found["amin"] == inf:
+            found.pop("histogram")
+        vars(self).update(found)
 
     def _count_compiled(self, fused: Any, x: Any, r: Any, *, histogram: bool) -> bool:
         """Count each block in one pass, if all is finite; False: it is not, and nothing is counted."""

@@ -1,0 +1,65 @@
+"""NVIDIA's own compiler takes the device's code; it needs no device for that, only its library.
+
+Runs where `pip install nvidia-cuda-nvrtc-cu12` (or another package with that library) was run.
+"""
+
+import ctypes
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from precsim.backend import grid, one_pass, one_pass_counts
+
+ARCHITECTURES = ("sm_75", "sm_90")
+
+ALONE = f"""
+PRECSIM_KERNEL alone(const double *x, const float *f, double *y, float *g, word64 *w,
+                     {one_pass.PARAMETERS}, {one_pass.OUTER_PARAMETERS}) {{
+    y[0] = precsim_round(x[0], 0, {one_pass.ARGUMENTS});
+    y[1] = precsim_dot_double(x, x, 1, 9, 3, {one_pass.ARGUMENTS}, {one_pass.OUTER_ARGUMENTS});
+    g[0] = precsim_dot_float(f, f, 1, 9, 3, {one_pass.ARGUMENTS}, {one_pass.OUTER_ARGUMENTS});
+    precsim_philox(1, 2, 3, 4, 5, 6, w);
+}}
+"""
+"""What CuPy puts into kernels of its own, in one of ours."""
+
+SOURCES = {
+    "elements": one_pass.ROUND + one_pass.PHILOX + one_pass.dot("float") + one_pass.dot("double")
+    + ALONE,
+    **{
+        f"counts of {real}, rounding={rounds}": one_pass.ROUND * rounds
+        + one_pass_counts.source(real, -160, 301, rounds=rounds)
+        for real in ("float", "double")
+        for rounds in (False, True)
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def nvrtc():
+    spec = find_spec("nvidia")
+    places = [] if spec is None else spec.submodule_search_locations
+    found = [path for place in places for path in sorted(Path(place).rglob("libnvrtc.so.*"))]
+    if not found:
+        pytest.skip("NVIDIA's compiler is not here: try `pip install nvidia-cuda-nvrtc-cu12`")
+    return ctypes.CDLL(str(found[0]))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("code", SOURCES.values(), ids=SOURCES)
+def test_the_code_compiles_for_a_device(nvrtc, code, architecture):
+    source = (grid.DEVICE + one_pass.TYPES + code).encode()
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    created = nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"k.cu", 0, None, None)
+    assert created == 0
+    options = [f"--gpu-architecture={architecture}", *one_pass.NO_CONTRACTION]
+    array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    status = nvrtc.nvrtcCompileProgram(program, len(options), array)
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    assert (status, log.value.decode()) == (0, "")
+    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    assert size.value > 1000
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))

@@ -10,11 +10,11 @@ from test_counters import specified
 
 from precsim import testing
 from precsim.backend import grid, one_pass, one_pass_counts
+from precsim.engine.tally import HIGHEST, LOWEST, Tally
 from precsim.formats.format import Format
 from precsim.formats.modes import Overflow, Rounding, rounding_mode
 from precsim.formats.quantize import quantize
 from precsim.formats.registry import FORMATS, format
-from precsim.observe.tally import HIGHEST, LOWEST, Tally
 
 BINS = HIGHEST - LOWEST + 1
 REAL = {np.float32: "float", np.float64: "double"}

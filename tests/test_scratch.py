@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 
-from precsim.formats.scratch import BLOCK_BYTES, scratch
+from precsim.formats.scratch import SLOT_BYTES, scratch
 
 
 def test_a_slot_is_the_same_memory_again_and_another_slot_is_not():
@@ -24,7 +24,7 @@ def test_another_dtype_has_the_size_of_the_array_and_not_of_its_bytes():
 
 
 def test_what_is_larger_than_a_block_is_new():
-    large = np.zeros(BLOCK_BYTES // 8 + 1)
+    large = np.zeros(SLOT_BYTES // 8 + 1)
     assert not np.shares_memory(scratch("a", large), scratch("a", large))
 
 

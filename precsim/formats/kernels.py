@@ -24,9 +24,11 @@ from typing import Any
 import numpy as np
 
 from precsim.formats.arrays import Array, array_module
+from precsim.formats.edges import finish
 from precsim.formats.format import Format, Specials
 from precsim.formats.modes import Mode, Overflow, Rounding, Stochastic, Variant, stochastic
-from precsim.formats.scratch import BLOCK_BYTES, scratch
+from precsim.formats.nearest import Nearest, by_bits, by_steps
+from precsim.formats.scratch import BLOCK_BYTES, SLOT_BYTES, scratch
 from precsim.formats.stochastic import goes_up
 
 ONE_PASS: dict[str, Callable[[Array, Array, Format, Mode, Overflow, Array | None], bool]] = {}
@@ -63,6 +65,9 @@ def round_into(
     if one_pass is not None and one_pass(x, out, fmt, rounding, overflow, words):
         return
     flat_x, flat_out = x.reshape(-1), out.reshape(-1)
+    if plan.nearest is not None and rounding is Rounding.NEAREST and array_module(x) is np:
+        _round_to_nearest(flat_x, flat_out, plan, plan.nearest, overflow)
+        return
     flat_words = None if words is None else words.reshape(-1)
     block = plan.block if array_module(x) is np else max(x.size, 1)
     with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
@@ -72,12 +77,26 @@ def round_into(
             plan.kernel(flat_x[part], flat_out[part], plan, rounding, overflow, block_words)
 
 
+def _round_to_nearest(
+    x: Array, out: Array, plan: Plan, nearest: Nearest, overflow: Overflow
+) -> None:
+    """Round flat x by the shorter way, and block by block, what has to, by the longer one."""
+    block, saturate = SLOT_BYTES // x.itemsize, overflow is Overflow.SATURATE
+    with np.errstate(all="ignore"):
+        for start in range(0, x.size, block):
+            part = slice(start, start + block)
+            here, there = (x, out) if x.size <= block else (x[part], out[part])
+            if not nearest(here, there, saturate):
+                plan.kernel(here, there, plan, Rounding.NEAREST, overflow, None)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How values of one carrier get into one format: the kernel, and its constants in that dtype."""
 
     fmt: Format
     kernel: Callable[[Array, Array, Plan, Mode, Overflow, Array | None], None]
+    nearest: Nearest | None  # what is quicker than the kernel where it does what that does
     block: int
     holds_carrier: bool  # every carrier value is a value of the format
     uint: Any
@@ -112,6 +131,7 @@ def plan_for(dtype: np.dtype[Any], fmt: Format) -> Plan:
         return Plan(
             fmt=fmt,
             kernel=kernel,
+            nearest=_nearest(dtype, fmt, kernel),
             block=BLOCK_BYTES // dtype.itemsize,
             holds_carrier=shift == 0 and kernel is round_by_bits and fmt.subnormals,
             uint=uint,
@@ -153,6 +173,11 @@ def _choose(dtype: np.dtype[Any], fmt: Format) -> Callable[..., None]:
     return round_in_float64
 
 
+def _nearest(dtype: np.dtype[Any], fmt: Format, kernel: Callable[..., None]) -> Nearest | None:
+    shorter = {round_in_steps: by_steps, round_by_bits: by_bits}.get(kernel)
+    return shorter(dtype, fmt) if shorter else None
+
+
 def round_in_steps(
     x: Array, out: Array, plan: Plan, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> None:
@@ -179,7 +204,7 @@ def round_in_steps(
     _round_to_whole(multiple, plan, rounding, words)
     if high or not plan.plain:
         multiple *= step
-        _finish(x, multiple, out, plan, rounding, overflow, high=high)
+        finish(x, multiple, out, plan, rounding, overflow, high=high)
     else:
         xp.multiply(multiple, step, out=out)
 
@@ -232,7 +257,7 @@ def round_by_converting(
     else:
         rounded = scratch("multiple", x)
         rounded[...] = narrow
-        _finish(x, rounded, out, plan, rounding, overflow)
+        finish(x, rounded, out, plan, rounding, overflow)
 
 
 def round_by_bits(
@@ -277,7 +302,7 @@ def round_by_bits(
     if nan:  # a carry out of a NaN's fraction would make it a number
         xp.copyto(rounded, x + x, where=xp.isnan(x))  # the sum is a quiet one
     if stops or not plan.plain:
-        _finish(x, rounded, out, plan, rounding, overflow, high=stops)
+        finish(x, rounded, out, plan, rounding, overflow, high=stops)
     else:
         out[...] = rounded
 
@@ -341,58 +366,3 @@ def climbs(
     if rounding is Rounding.TO_ODD:
         return (magnitude > lower) & even  # type: ignore[no-any-return]
     return (rest > 0.5) | ((rest == 0.5) & ~even)  # type: ignore[no-any-return]
-
-
-def _finish(
-    x: Array,
-    rounded: Array,
-    out: Array,
-    plan: Plan,
-    rounding: Mode,
-    overflow: Overflow,
-    *,
-    high: bool = True,
-) -> None:
-    """Apply the format's edges to `rounded` (flushing, overflow, specials, sign) and store it.
-
-    Two reductions, whose comparisons a NaN fails too, tell whether any value is beyond the edge;
-    with `high` false it is known that none is.
-    """
-    xp, fmt = array_module(x), plan.fmt
-    if plan.flush_below:
-        rounded *= xp.abs(rounded) >= plan.flush_below
-    if high and not (rounded.max() <= plan.largest and rounded.min() >= -plan.largest):
-        _treat_overflow(x, rounded, plan, rounding, overflow)
-        if not fmt.has_nan and xp.isnan(rounded.max()):
-            xp.copyto(rounded, 0, where=xp.isnan(rounded))
-    if not fmt.has_negative_zero:
-        rounded += 0  # -0 + 0 is +0
-    if fmt.signed:
-        out[...] = rounded
-    else:
-        negative = x < 0
-        xp.maximum(rounded, x.dtype.type(fmt.min), out=out)  # a scale has no zero
-        xp.copyto(out, x.dtype.type("nan" if fmt.has_nan else 0), where=negative)
-
-
-def _treat_overflow(
-    x: Array, rounded: Array, plan: Plan, rounding: Mode, overflow: Overflow
-) -> None:
-    """Replace what is beyond the largest value by that, an infinity or NaN.
-
-    A directed mode rounds a finite overflow back to the largest finite value on one side or both.
-    """
-    xp, saturate = array_module(x), overflow is Overflow.SATURATE
-    inward = saturate or rounding in (Rounding.TOWARD_ZERO, Rounding.TO_ODD)
-    infinity = x.dtype.type("inf")
-    low = plan.largest if inward or rounding is Rounding.UP else infinity
-    high = plan.largest if inward or rounding is Rounding.DOWN else infinity
-    xp.clip(rounded, -low, high, out=rounded)
-    if saturate:
-        return
-    beyond = xp.abs(rounded) > plan.largest
-    beyond |= xp.isinf(x)
-    rounded /= ~beyond  # by 1, or by 0, which gives an infinity of the same sign
-    if not plan.fmt.has_inf:
-        bits = rounded.view(plan.uint)
-        bits |= beyond.astype(plan.uint) << plan.quiet

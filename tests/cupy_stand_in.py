@@ -211,8 +211,8 @@ C_NAMES = {
 }  # fmt: skip
 
 C_KINDS = {
-    "float": "float32", "double": "float64", "int": "int32", "long": "int64",
-    "word32": "uint32", "word64": "uint64",
+    "float": np.dtype("f4"), "double": np.dtype("f8"), "int": np.dtype("i4"),
+    "long": np.dtype("i8"), "word32": np.dtype("u4"), "word64": np.dtype("u8"),
 }  # fmt: skip
 
 COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -295,11 +295,11 @@ def _passed(arg, declared):
     if isinstance(arg, ndarray):
         assert name.startswith("*"), f"{name} is no array"
         assert arg.flags.c_contiguous, f"{name}: a kernel does not see strides"
-        assert C_KINDS[kind] == str(arg.dtype), f"{name} must be {kind}, not {arg.dtype}"
+        assert C_KINDS[kind] == arg.dtype, f"{name} must be {kind}, not {arg.dtype}"
         return arg._a.ctypes.data_as(ctypes.c_void_p)
     assert not name.startswith("*"), f"{name} is an array"
     assert isinstance(arg, np.generic), f"{name}: how wide is a {type(arg)}?"
-    assert C_KINDS[kind] == str(arg.dtype), f"{name} must be {kind}, not {arg.dtype}"
+    assert C_KINDS[kind] == arg.dtype, f"{name} must be {kind}, not {arg.dtype}"
     return np.ctypeslib.as_ctypes_type(arg.dtype)(arg.item())
 
 
@@ -319,8 +319,8 @@ def on_host(code, *, backward=False):
     def everywhere(found):
         name, params = found[1], found[2]
         names = ", ".join(param.split()[-1].lstrip("*") for param in params.split(","))
-        run = f"void {name}_all(long long blocks_, {params}) {{ precsim_blocks = blocks_; "
-        run += loop("precsim_block", "blocks_") + f" {name}({names}); }}"
+        run = f"void {name}_all(long long blocks_, {params}) {{ this_grid_ = blocks_; "
+        run += loop("this_block_", "blocks_") + f" {name}({names}); }}"
         return f"static void {name}({params});\n{run}\nstatic void {name}({params})"
 
     kernels = re.sub(r"PRECSIM_KERNEL (\w+)\(([^)]*)\)", everywhere, code)
@@ -328,13 +328,13 @@ def on_host(code, *, backward=False):
 #include <math.h>
 #define PRECSIM static
 #define PRECSIM_SHARED static
-#define PRECSIM_BLOCK precsim_block
-#define PRECSIM_BLOCKS precsim_blocks
+#define PRECSIM_BLOCK this_block_
+#define PRECSIM_BLOCKS this_grid_
 #define PRECSIM_THREADS(t) {loop("int t", grid.THREADS)} {{
 #define PRECSIM_WAIT }}
 #define PRECSIM_ADD(place, value) (*(place) += (value))
 #define PRECSIM_RAISE(place, value) (*(place) = *(place) < (value) ? (value) : *(place))
-static long long precsim_block, precsim_blocks;
+static long long this_block_, this_grid_;
 {kernels}"""
 
 

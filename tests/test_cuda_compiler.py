@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from precsim.backend import grid, one_pass, one_pass_counts
+from precsim.backend import grid, one_pass, one_pass_blocks, one_pass_counts
 
 ARCHITECTURES = ("sm_75", "sm_90")
 
@@ -28,11 +28,11 @@ SOURCES = {
     "elements": one_pass.ROUND + one_pass.PHILOX + one_pass.dot("float") + one_pass.dot("double")
     + ALONE,
     **{
-        f"counts of {real}, rounding={rounds}": one_pass.ROUND * rounds
-        + one_pass_counts.source(real, -160, 301, rounds=rounds)
+        f"counts of {real}, rounding={rounds}": one_pass_counts.source(real, -160, 301, rounds)
         for real in ("float", "double")
         for rounds in (False, True)
     },
+    **{f"blocks of {real}": one_pass_blocks.source(real) for real in ("float", "double")},
 }  # fmt: skip
 
 

@@ -31,8 +31,8 @@ class Kernel(cupy_stand_in.RawKernel):
     """The kernel, for the host, whose threads come in the order that is asked for."""
 
     def __init__(self, real, *, rounds=False, backward=False):
-        code = one_pass_counts.source(real, LOWEST, BINS, rounds=rounds)
-        code = one_pass.TYPES + (one_pass.ROUND if rounds else "") + code
+        code = one_pass_counts.source(real, LOWEST, BINS, rounds)
+        code = one_pass.TYPES + code
         super().__init__(grid.DEVICE + code, "precsim_count")
         self.code = cupy_stand_in.on_host(code, backward=backward)
 

@@ -1,23 +1,26 @@
 """The one file that imports CuPy, and only when somebody asks for it; and what CuPy compiles.
 
 The kernels are `precsim.backend.one_pass`'s: rounding, with whatever the mode and the overflow rule
-ask for, and random words, each a single pass over the device's memory; and `one_pass_counts`', which
-say what rounding did.
+ask for, and random words, each a single pass over the device's memory; `one_pass_blocks`', which
+round blocks that share a scale; and `one_pass_counts`', which say what rounding did.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from precsim.backend import grid, one_pass, one_pass_counts
-from precsim.formats import kernels
+from precsim.backend import grid, one_pass, one_pass_blocks, one_pass_counts
+from precsim.formats import blocks, kernels
 from precsim.formats.arrays import Array
 from precsim.formats.format import Format
 from precsim.formats.modes import Mode, Overflow
+from precsim.formats.scaled import FP32, TENSOR, Scaled
+from precsim.formats.tiling import Tiling
 
 
 class BackendError(RuntimeError):
@@ -55,6 +58,7 @@ def load() -> ModuleType:
         )
         raise BackendError(msg)
     kernels.ONE_PASS["cupy"] = round_into
+    blocks.ONE_PASS["cupy"] = round_blocks
     return cupy  # type: ignore[no-any-return]
 
 
@@ -68,6 +72,43 @@ def round_into(
     )  # fmt: skip
     word = np.uint32(0) if words is None else words.reshape(-1)
     kernel(x.reshape(-1), word, *one_pass.rule(fmt, rounding, overflow), out.reshape(-1))
+    return True
+
+
+def round_blocks(
+    x: Array,
+    out: Array,
+    tiling: Tiling,
+    fmt: Scaled,
+    rounding: Mode,
+    words: Array | None,
+    factor: float,
+) -> bool:
+    """Round as `precsim.formats.blocks.quantize_into` does, in one pass; False: it is not done.
+
+    Two passes where scales depend on the whole tensor, as those of two levels do.
+    """
+    import cupy
+
+    plan = one_pass_blocks.plan(fmt, rounding, factor)
+    if plan is None:
+        return False
+    whole, real = fmt.block == TENSOR, _REAL[str(x.dtype)]
+    shape = one_pass_blocks.shape(tiling, whole=whole)
+    threads, places = (grid.THREADS,), grid.numbers(one_pass_blocks.SHAPE, shape)
+    top = cupy.zeros(1, np.uint64)
+    if plan.needs_top or (whole and plan.kind != one_pass_blocks.GIVEN):
+        limit = FP32.max if plan.kind == one_pass_blocks.TWO_FACTORS else np.finfo(np.float64).max
+        ends = np.int32(plan.needs_top), np.float64(plan.amax_min), np.float64(limit)
+        _raw_kernel("precsim_top", one_pass_blocks.source, real)(
+            shape.grid, threads, (x, top, *ends, *places)
+        )
+    drawn = cupy.empty(0, np.uint32) if words is None else words
+    numbers = grid.numbers(one_pass_blocks.PARAMETERS, plan.numbers)
+    _raw_kernel("precsim_blocks", one_pass_blocks.source, real)(
+        shape.grid, threads,
+        (x, out, drawn, np.int32(words is not None), top, np.int32(whole), *places, *numbers),
+    )  # fmt: skip
     return True
 
 
@@ -127,11 +168,11 @@ def count(
 
     before, after = cupy.ascontiguousarray(before), cupy.ascontiguousarray(after)
     real = _REAL[str(before.dtype)]
-    kernel = _raw_kernel("precsim_count", one_pass_counts.source(real, lowest, bins, rounds=False))
+    kernel = _raw_kernel("precsim_count", one_pass_counts.source, real, lowest, bins, False)
     found = cupy.zeros(one_pass_counts.room(before.size, bins), np.uint64)
     limits = np.float64(normal), np.float64(largest), np.int32(histogram)
-    blocks = one_pass_counts.blocks(before.size)
-    kernel((blocks,), (grid.THREADS,), (before, np.int64(before.size), *limits, found, after))
+    size = one_pass_counts.blocks(before.size)
+    kernel((size,), (grid.THREADS,), (before, np.int64(before.size), *limits, found, after))
     return one_pass_counts.read(found.get(), bins)
 
 
@@ -152,10 +193,9 @@ def _kernel(name: str, inputs: str, outputs: str, operation: str, functions: str
 
 
 @cache
-def _raw_kernel(name: str, code: str) -> Any:
-    """Return a kernel of blocks of threads that CuPy compiles when it is first called, and keeps."""
+def _raw_kernel(name: str, source: Callable[..., str], *choices: Any) -> Any:
+    """Return a kernel of `source(*choices)` that CuPy compiles when it is first called, and keeps."""
     import cupy
 
-    return cupy.RawKernel(
-        f"{grid.DEVICE}{one_pass.TYPES}{code}", name, options=one_pass.NO_CONTRACTION
-    )
+    code = f"{grid.DEVICE}{one_pass.TYPES}{source(*choices)}"
+    return cupy.RawKernel(code, name, options=one_pass.NO_CONTRACTION)

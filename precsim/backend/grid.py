@@ -15,6 +15,11 @@ the order makes no difference.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
 THREADS = 256
 """Threads of a block; a power of two."""
 
@@ -30,3 +35,11 @@ DEVICE = """
 #define PRECSIM_RAISE(place, value) atomicMax(place, value)
 """
 """What these words mean in CUDA."""
+
+_KINDS: dict[str, Any] = {"double": np.float64, "int": np.int32, "long long": np.int64}
+
+
+def numbers(parameters: str, values: Iterable[float]) -> tuple[Any, ...]:
+    """Return numbers as arguments of a kernel, which takes them by their width, as declared."""
+    kinds = [parameter.strip().rpartition(" ")[0] for parameter in parameters.split(",")]
+    return tuple(_KINDS[kind](value) for kind, value in zip(kinds, values, strict=True))

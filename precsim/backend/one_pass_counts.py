@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.backend.grid import THREADS
-from precsim.backend.one_pass import ARGUMENTS, PARAMETERS
+from precsim.backend.one_pass import ARGUMENTS, PARAMETERS, ROUND
 
 NAMES = (
     "zeros", "flushed", "subnormal", "overflowed", "saturated", "nan", "nonfinite_in", "inexact",
@@ -74,15 +74,16 @@ def read(words: npt.NDArray[np.uint64], bins: int) -> Counted:
     )
 
 
-def source(real: str, lowest: int, bins: int, *, rounds: bool) -> str:
+def source(real: str, lowest: int, bins: int, rounds: bool) -> str:
     """Return the code of the kernel `precsim_count` for arrays of a carrier, "float" or "double".
 
     The histogram has `bins` exponents, from `lowest` on; smaller and larger ones count at its ends.
-    `rounds`: it rounds the numbers itself, and writes them to `after`; needs `one_pass.ROUND`.
+    `rounds`: it rounds the numbers itself, and writes them to `after`.
     """
     after = f"{real} *after, const word32 *words, int draws, {PARAMETERS}"
     rounded = f"precsim_round(x, draws ? words[i] : 0, {ARGUMENTS})"
     return f"""
+{ROUND if rounds else ""}
 PRECSIM word64 precsim_magnitude(double value) {{
     union {{ word64 bits; double value; }} both;
     both.value = value;

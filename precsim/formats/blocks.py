@@ -38,8 +38,12 @@ from precsim.formats.tiling import Tiling, slabs
 
 _EXPONENT = np.uint64(0x7FF0000000000000)
 
-_MINDFUL = (Rounding.UP, Rounding.DOWN, Rounding.TO_ODD, Stochastic(Variant.EQUAL))
+MINDFUL = (Rounding.UP, Rounding.DOWN, Rounding.TO_ODD, Stochastic(Variant.EQUAL))
 """Modes that may move a value up however close to its lower neighbour it lies."""
+
+ONE_PASS: dict[str, Callable[[Array, Array, Tiling, Scaled, Mode, Array | None, float], bool]] = {}
+"""What rounds the arrays of a module, by its name, in one pass, or says that it has not; a backend
+registers it."""
 
 
 def quantize_into(
@@ -57,6 +61,9 @@ def quantize_into(
     """
     tiling = Tiling.of(x.shape, fmt.block)
     if x.size == 0:
+        return
+    one_pass = ONE_PASS.get(array_module(x).__name__)
+    if one_pass is not None and one_pass(x, out, tiling, fmt, rounding, words, factor):
         return
     source = tiling.view(x)
     target = array_module(x).empty_like(source) if tiling.ragged else tiling.view(out)
@@ -162,14 +169,14 @@ def _ratio(amax: Array, fmt: Scaled) -> Array:
         return amax / ((fmt.max - fmt.min) / 2)
     binade = (amax.view(np.uint64) & _EXPONENT).view(np.float64)  # 2^e; subnormals: 0, and no loss
     ratio = binade * 2.0**-element.emax
-    threshold = _doubled_above(fmt)
+    threshold = doubled_above(fmt)
     if threshold < 2:
         xp.copyto(ratio, ratio + ratio, where=amax > binade * threshold)
     xp.copyto(ratio, xp.nan, where=xp.isnan(amax))  # whose bits were read as 2^1024
     return ratio
 
 
-def _doubled_above(fmt: Scaled) -> float:
+def doubled_above(fmt: Scaled) -> float:
     """Return the significand of amax above which the scale is twice that of `ScaleRule.FLOOR`."""
     element = fmt.element
     match fmt.rule:
@@ -234,7 +241,7 @@ def _round(
         round_products(source, target, scales, fmt, rounding, words, multiply=multiply)
         return
     xp = array_module(source)
-    grid = _wider(fmt.element) if fmt.full_range or fmt.affine else fmt.element
+    grid = wider(fmt.element) if fmt.full_range or fmt.affine else fmt.element
     work, doubt = _carrier(source, fmt, rounding, scales.tensor)
     total = divisors = scales.total
     if fmt.smallest_scale == 0:  # over a scale that underflowed to zero, elements saturate
@@ -333,13 +340,13 @@ def _divide_again(
 
 def _keep_inexact(part: Array, quotient: Array, rounding: Mode, quantum: float) -> None:
     """Let a quotient too small for the carrier still be more than zero for modes that care."""
-    if rounding in _MINDFUL:
+    if rounding in MINDFUL:
         xp = array_module(part)
         lost = (quotient == 0) & (part != 0)
         xp.copyto(quotient, xp.copysign(quantum / 4, part), where=lost, casting="same_kind")
 
 
-def _wider(element: Format) -> Format:
+def wider(element: Format) -> Format:
     """Return the integers of twice the range: room for a zero point and for the lowest code."""
     name, bits = f"{element.name}_wide", element.man_bits + 1
     return Format(name, 0, bits, Specials.FINITE, bias=element.bias - 1)

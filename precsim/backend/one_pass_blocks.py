@@ -1,0 +1,327 @@
+"""Rounding to a scaled format in C, in one pass: the rules of `precsim.formats.blocks`.
+
+Some threads of a block share a block of the array: each takes a part of its values, together they
+find the largest, one makes the scale, and each rounds its part, which is still in the cache.  Two
+kinds of scale need the whole tensor's largest magnitude, and so a pass of its own before: a single
+scale for the tensor, and the second of two levels.  What is computed is what NumPy computes,
+division for division: in float64, or in float32 where a library multiplies with a float32 factor.
+
+Not here, but left to array code (`plan` says None): affine formats, two levels over blocks that are
+tensors, and scales that underflow to zero where elements have no -0.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from precsim.backend import one_pass
+from precsim.backend.grid import THREADS
+from precsim.formats.blocks import MINDFUL, doubled_above, wider
+from precsim.formats.modes import Mode, Overflow, Rounding
+from precsim.formats.scaled import FP32, TENSOR, Scaled, ScaleRule
+from precsim.formats.tiling import Tiling
+
+MOST_GROUPS = 32
+"""Blocks of the array that a block of threads works on at most."""
+PIECE = 1 << 12
+"""Values of a tensor with a single scale that a block of threads takes."""
+
+RATIO, POWER, CLIPPED_POWER, TWO_LEVELS, FACTOR, FACTOR_OF_SCALE, TWO_FACTORS, GIVEN = range(8)
+"""How a scale is made, in the order of the code; from `FACTOR` on values are multiplied."""
+
+
+class Plan(NamedTuple):
+    """A scaled format and a rounding mode as numbers, in the order of `PARAMETERS`."""
+
+    kind: int
+    amax_min: float
+    most: float  # what amax is divided by
+    unit: float  # 2^-emax of elements; of two levels, the largest element times the largest scale
+    threshold: float  # `precsim.formats.blocks.doubled_above`
+    smallest_block: float
+    largest_block: float
+    smallest_tensor: float
+    factor: float
+    low: float  # the elements' range
+    high: float
+    lost: float  # what stands for a quotient that is not zero but has become it; 0: nothing does
+    element: one_pass.Rule
+    scale: one_pass.Rule
+    tensor: one_pass.Rule
+
+    @property
+    def needs_top(self) -> bool:
+        """Whether scales depend on the whole tensor."""
+        return self.kind in (TWO_LEVELS, TWO_FACTORS)
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """All the numbers, one after the other."""
+        return (*self[:-3], *self.element, *self.scale, *self.tensor)
+
+
+def _prefixed(prefix: str, names: str) -> str:
+    return re.sub(r"(\w+)(,|$)", rf"{prefix}_\1\2", names)
+
+
+_PLAIN = (
+    "int kind, double amax_min, double most, double unit, double threshold, double smallest_block, "
+    "double largest_block, double smallest_tensor, double factor, double low, double high, double lost"
+)
+_RULES = ("scale", "tensor")
+PARAMETERS = ", ".join(
+    (_PLAIN, one_pass.PARAMETERS, *(_prefixed(rule, one_pass.PARAMETERS) for rule in _RULES))
+)
+_SCALE, _TENSOR = (_prefixed(rule, one_pass.ARGUMENTS) for rule in _RULES)
+_ALL = ", ".join(word.split()[-1] for word in PARAMETERS.split(", "))
+
+
+@lru_cache(maxsize=1024)
+def plan(fmt: Scaled, rounding: Mode, factor: float) -> Plan | None:
+    """Return what the kernel needs to know; None: it does not know how."""
+    two, inverse = fmt.tensor_scale is not None, fmt.rule is ScaleRule.INVERSE
+    loses_zero = fmt.smallest_scale == 0 and not inverse and not fmt.element.has_negative_zero
+    if fmt.affine or (two and fmt.block == TENSOR) or loses_zero:
+        return None
+    if fmt.rule is ScaleRule.DELAYED:
+        kind = GIVEN
+    elif inverse:
+        kind = TWO_FACTORS if two else FACTOR if fmt.scale == FP32 else FACTOR_OF_SCALE
+    elif two:
+        kind = TWO_LEVELS
+    elif fmt.rule.gives_powers:
+        kind = POWER if fmt.scale.man_bits else CLIPPED_POWER
+    else:
+        kind = RATIO
+    saturates = kind == TWO_FACTORS or not fmt.scale.has_inf
+    beyond = Overflow.SATURATE if saturates else Overflow.IEEE
+    tensor = fmt.tensor_scale or FP32
+    return Plan(
+        kind=kind,
+        amax_min=fmt.amax_min,
+        most=(fmt.max - fmt.min) / 2 if fmt.rule is ScaleRule.SPAN else fmt.element.max,
+        unit=fmt.element.max * fmt.scale.max if two else 2.0**-fmt.element.emax,
+        threshold=doubled_above(fmt),
+        smallest_block=fmt.smallest_scale,
+        largest_block=fmt.scale.max,
+        smallest_tensor=tensor.smallest_subnormal,
+        factor=factor,
+        low=fmt.min,
+        high=fmt.max,
+        lost=fmt.element.quantum / 4 if rounding in MINDFUL else 0.0,
+        element=one_pass.rule(
+            wider(fmt.element) if fmt.full_range else fmt.element, rounding, Overflow.SATURATE
+        ),
+        scale=one_pass.rule(fmt.scale, Rounding.NEAREST, beyond),
+        tensor=one_pass.rule(
+            tensor, Rounding.NEAREST, Overflow.IEEE if tensor.has_inf else Overflow.SATURATE
+        ),
+    )
+
+
+class Shape(NamedTuple):
+    """Where blocks lie, in the order of `SHAPE`; an array is seen as matrices of rows x columns."""
+
+    blocks: int
+    rows: int
+    columns: int
+    height: int
+    width: int
+    lanes: int  # threads that share a block of the array, a power of two
+    spread: int  # whether neighbouring threads are in neighbouring blocks
+
+    @property
+    def grid(self) -> tuple[int]:
+        """How many blocks of threads it takes."""
+        return (-(-self.blocks * self.lanes // THREADS),)
+
+
+SHAPE = (
+    "long long blocks, long long rows, long long columns, long long height, long long width, "
+    "int lanes, int spread"
+)
+
+
+def shape(tiling: Tiling, *, whole: bool) -> Shape:
+    """Return where the blocks lie; `whole`: they are pieces of a tensor with a single scale."""
+    if whole:
+        size = int(np.prod(tiling.shape))
+        return Shape(-(-size // PIECE), 1, size, 1, PIECE, THREADS, 0)
+    count, rows, columns = tiling.stack
+    height, width = tiling.height, tiling.width
+    blocks = count * -(-rows // height) * -(-columns // width)
+    spread = width == 1 and columns > 1
+    fewest = THREADS // MOST_GROUPS
+    wanted = fewest if spread else min(max(height * width, fewest), THREADS)
+    return Shape(blocks, rows, columns, height, width, 1 << (wanted - 1).bit_length(), int(spread))
+
+
+def _largest(wanted: str) -> str:
+    """Return code that puts the bits of the largest magnitude of each group's block into `found`.
+
+    In its first places; `wanted` says whether there is to be anything but zeros.
+    """
+    return f"""
+    PRECSIM_SHARED word64 found[{THREADS}];
+    const int groups = {THREADS} / lanes;
+    PRECSIM_THREADS(t)
+        precsim_part part = precsim_part_of(t, lanes, spread, PRECSIM_BLOCK, blocks, rows, columns,
+                                            height, width);
+        word64 largest = 0;
+        for (long long k = part.lane; {wanted} && k < part.size; k += lanes) {{
+            word64 bits = precsim_to_bits(x[precsim_place(part, k, columns)]) & 0x7FFFFFFFFFFFFFFFull;
+            if (bits > largest) largest = bits;
+        }}
+        found[part.lane * groups + part.group] = largest;
+    PRECSIM_WAIT
+    for (int half = lanes / 2; half > 0; half /= 2) {{
+        PRECSIM_THREADS(t)
+            if (t < half * groups && found[t + half * groups] > found[t])
+                found[t] = found[t + half * groups];
+        PRECSIM_WAIT
+    }}
+"""
+
+
+def source(real: str) -> str:
+    """Return the code of the kernels `precsim_top` and `precsim_blocks` for "float" or "double"."""
+    return f"""
+{one_pass.ROUND}
+typedef struct {{ int group, lane; long long first, width, size; }} precsim_part;
+typedef struct {{ double block, tensor, divisor; float factor; }} precsim_scale;
+
+/* The part of a thread: which block is its group's, how large that is, and where it begins. */
+PRECSIM precsim_part precsim_part_of(int t, int lanes, int spread, long long block,
+                                     long long blocks, long long rows, long long columns,
+                                     long long height, long long width) {{
+    precsim_part part;
+    int groups = {THREADS} / lanes;
+    part.group = spread ? t % groups : t / lanes;
+    part.lane = spread ? t / groups : t % lanes;
+    long long here = block * groups + part.group;
+    long long across = (columns + width - 1) / width, down = (rows + height - 1) / height;
+    long long row = here / across % down * height, column = here % across * width;
+    long long high = rows - row < height ? rows - row : height;
+    part.width = columns - column < width ? columns - column : width;
+    part.first = (here / across / down * rows + row) * columns + column;
+    part.size = here < blocks ? high * part.width : 0;
+    return part;
+}}
+
+PRECSIM long long precsim_place(precsim_part part, long long k, long long columns) {{
+    return part.first + k / part.width * columns + k % part.width;
+}}
+
+PRECSIM float precsim_factor(double amax, double largest) {{
+    float factor = amax == 0 ? 1.0f : (float)(largest / amax);
+    return factor > {FP32.max!r}f ? {FP32.max!r}f : factor;
+}}
+
+PRECSIM double precsim_stored(double ratio, int of_zeros, double at_least, {one_pass.PARAMETERS}) {{
+    double scale = precsim_round(ratio, 0, {one_pass.ARGUMENTS});
+    if (scale < at_least) scale = at_least;
+    if ((flags & {one_pass.INF}) && of_zeros) return 1.0;
+    return scale <= {FP32.max!r} ? scale : precsim_from_bits(0x7FF8000000000000ull);
+}}
+
+PRECSIM precsim_scale precsim_scale_of(word64 found, word64 top_found, {PARAMETERS}) {{
+    const word64 infinity = 0x7FF0000000000000ull;
+    const double none = precsim_from_bits(0x7FF8000000000000ull);
+    double amax = found < infinity ? precsim_from_bits(found) : none;
+    double top = precsim_from_bits(top_found), binade;
+    float whole, block;
+    precsim_scale scale;
+    scale.tensor = 1.0;
+    scale.factor = 0.0f;
+    if (amax < amax_min) amax = amax_min;
+    if (kind >= {FACTOR} && amax > {FP32.max!r}) amax = none;
+    switch (kind) {{
+    case {RATIO}:
+    case {FACTOR_OF_SCALE}:
+        scale.block = precsim_stored(amax / most, amax == 0, smallest_block, {_SCALE});
+        if (kind == {FACTOR_OF_SCALE}) scale.factor = precsim_factor(scale.block, 1.0);
+        break;
+    case {POWER}:
+    case {CLIPPED_POWER}:
+        binade = amax == amax ? precsim_from_bits(precsim_to_bits(amax) & infinity) : none;
+        scale.block = binade * unit;
+        if (threshold < 2 && amax > binade * threshold) scale.block += scale.block;
+        if (kind == {POWER}) {{
+            scale.block = precsim_stored(scale.block, amax == 0, smallest_block, {_SCALE});
+        }} else {{
+            if (scale.block < smallest_block) scale.block = smallest_block;
+            if (scale.block > largest_block) scale.block = largest_block;
+        }}
+        break;
+    case {TWO_LEVELS}:
+        scale.tensor = precsim_stored(top / unit, top == 0, smallest_tensor, {_TENSOR});
+        scale.block = precsim_stored(amax / (most * scale.tensor), amax == 0, smallest_block, {_SCALE});
+        break;
+    case {TWO_FACTORS}:
+        whole = precsim_factor(top, unit);
+        block = (float)amax * (whole * (1.0f / (float)most));
+        block = (float)precsim_round(block, 0, {_SCALE});
+        scale.tensor = 1.0f / whole;
+        scale.block = block;
+        scale.factor = 1.0f / (block * (float)scale.tensor);
+        if (scale.factor > {FP32.max!r}f) scale.factor = {FP32.max!r}f;
+        break;
+    default:
+        scale.factor = kind == {GIVEN} ? (float)factor : precsim_factor(amax, most);
+        scale.block = 1.0f / scale.factor;
+    }}
+    scale.divisor = scale.block * scale.tensor;
+    if (scale.divisor == 0) scale.divisor = 2.2250738585072014e-308;
+    return scale;
+}}
+
+/* Raise `top` to the largest magnitude of all blocks; `drops`: of those that have a scale. */
+PRECSIM_KERNEL precsim_top(const {real} *x, word64 *top, int drops, double amax_min, double limit,
+                           {SHAPE}) {{
+{_largest("1")}
+    PRECSIM_THREADS(t)
+        if (t < groups && PRECSIM_BLOCK * groups + t < blocks) {{
+            double amax = precsim_from_bits(found[t]);
+            if (drops && amax < amax_min) amax = amax_min;
+            if (!drops || amax <= limit) PRECSIM_RAISE(top, precsim_to_bits(amax));
+        }}
+    PRECSIM_WAIT
+}}
+
+/* Round x to `out`; `whole`: the scale of all values follows from `top`. */
+PRECSIM_KERNEL precsim_blocks(const {real} *x, {real} *out, const word32 *words, int draws,
+                              const word64 *top, int whole, {SHAPE},
+                              {PARAMETERS}) {{
+    PRECSIM_SHARED precsim_scale scales[{MOST_GROUPS}];
+{_largest("!whole")}
+    PRECSIM_THREADS(t)
+        if (t < groups) scales[t] = precsim_scale_of(whole ? top[0] : found[t], top[0], {_ALL});
+    PRECSIM_WAIT
+    PRECSIM_THREADS(t)
+        precsim_part part = precsim_part_of(t, lanes, spread, PRECSIM_BLOCK, blocks, rows, columns,
+                                            height, width);
+        precsim_scale scale = scales[part.group];
+        for (long long k = part.lane; k < part.size; k += lanes) {{
+            long long i = precsim_place(part, k, columns);
+            word32 word = draws ? words[i] : 0;
+            if (kind >= {FACTOR}) {{
+                float product = (float)x[i] * scale.factor;
+                {real} element = ({real})precsim_round(product, word, {one_pass.ARGUMENTS});
+                {real} value = element * ({real})scale.block;
+                out[i] = value * ({real})scale.tensor;
+            }} else {{
+                double quotient = x[i] / scale.divisor;
+                if (quotient == 0 && x[i] != 0) quotient = x[i] > 0 ? lost : -lost;
+                double element = precsim_round(quotient, word, {one_pass.ARGUMENTS});
+                if (element < low) element = low;
+                if (element > high) element = high;
+                out[i] = ({real})(element * (scale.block * scale.tensor));
+            }}
+        }}
+    PRECSIM_WAIT
+}}
+"""

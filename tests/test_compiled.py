@@ -87,7 +87,7 @@ def test_a_disk_that_cannot_be_written_costs_only_time(monkeypatch):
 def test_numpy_rounds_until_compiling_pays(monkeypatch):
     asked = []
     monkeypatch.setattr(compiled, "_fused", lambda: asked.append(1))
-    monkeypatch.setattr(compiled, "_rounded", compiled.ENOUGH - 5000)
+    monkeypatch.setattr(compiled, "_rounded", compiled.ENOUGH - compiled.LARGE - 1)
     x = np.ones(compiled.LARGE)
     quantize(x, "e4m3")
     assert not asked

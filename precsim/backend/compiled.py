@@ -22,7 +22,7 @@ from precsim.formats.modes import Choice, Mode, Overflow
 
 ENOUGH = 1 << 27
 """Elements that a process rounds with NumPy before it looks for something faster."""
-LARGE = 1 << 12
+LARGE = 1 << 6
 """Elements of the smallest array for which calling a compiled kernel pays."""
 
 

@@ -6,7 +6,7 @@ are arguments (`Numbers`).  The rounding mode and two other things that a loop s
 every element are constants of its closure, for each combination of which it is compiled once and
 kept on the disk.
 
-The one file that imports Numba; `precsim.backend.compiled` imports it when there is much to round.
+`precsim.backend.compiled` imports it when there is much to round.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba.core import types
-from numba.extending import intrinsic
 
 from precsim.backend import one_pass
+from precsim.backend.fused_bits import as_bits, as_float, copy, inlined, like
 from precsim.formats import kernels
 from precsim.formats.arrays import Array
 from precsim.formats.format import Format
@@ -34,8 +33,8 @@ PLAIN, NO_NAN, ODD = range(3)
 """What a format lacks: nothing but range; a NaN; a sign, subnormals or -0, with or without a NaN."""
 
 
-_intrinsic: Any = intrinsic
-_inlined: Any = numba.njit(inline="always")
+WAITING = 1 << 11
+"""Elements that wait to be written back where an array is rounded in place."""
 
 
 class Numbers(NamedTuple):
@@ -60,21 +59,25 @@ class Numbers(NamedTuple):
     shift: Any
     keep: Any
     quiet: Any  # the bit that a quiet NaN has
-    cells: float  # 2^n, for stochastic rounding with n bits
+    cells: Any  # 2^n, for stochastic rounding with n bits
     unused: Any  # bits of a word beyond those n
-    signed: bool
-    negative_zero: bool
-    has_nan: bool
+    signed: Any
+    negative_zero: Any
+    has_nan: Any
 
 
-def numbers(dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflow) -> Numbers:
-    """Return the numbers of a format in a carrier that can round it by steps or by bits."""
+def numbers(dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflow) -> Array:
+    """Return the numbers of a format in a carrier that can round it by steps or by bits.
+
+    In an array, floats as their bits (`unpack` reads it): a tuple takes Numba longer to pass than a
+    small array takes to round.
+    """
     plan, rule = kernels.plan_for(dtype, fmt), one_pass.rule(fmt, rounding, overflow)
     value, nmant = dtype.type, np.finfo(dtype).nmant
     saturate = overflow is Overflow.SATURATE
     beyond = plan.largest if saturate else value("inf" if fmt.has_inf else "nan")
     inward = rounding in (Rounding.TOWARD_ZERO, Rounding.TO_ODD)
-    return Numbers(
+    found = Numbers(
         magnitude=plan.magnitude_mask,
         exponent=plan.exponent_mask,
         mirror=plan.mirror,
@@ -94,44 +97,25 @@ def numbers(dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflo
         shift=plan.shift,
         keep=plan.keep_mask,
         quiet=plan.uint(1 << int(plan.quiet)),
-        cells=2.0**rule.bits,
-        unused=np.uint32(32 - rule.bits),
-        signed=fmt.signed,
-        negative_zero=fmt.has_negative_zero,
-        has_nan=fmt.has_nan,
+        cells=value(2.0**rule.bits),
+        unused=plan.uint(32 - rule.bits),
+        signed=plan.uint(fmt.signed),
+        negative_zero=plan.uint(fmt.has_negative_zero),
+        has_nan=plan.uint(fmt.has_nan),
     )
+    return np.array([number.view(plan.uint) for number in found])
 
 
-@_intrinsic
-def _as_float(typing: Any, bits: Any) -> Any:
-    """Read bits as a float of the same width."""
-    to = types.float32 if bits == types.uint32 else types.float64
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(to))
-
-    return to(bits), code
-
-
-@_intrinsic
-def _as_bits(typing: Any, x: Any) -> Any:
-    """Read a float's bits as an unsigned integer."""
-    to = types.uint32 if x == types.float32 else types.uint64
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(to))
-
-    return to(x), code
-
-
-@_intrinsic
-def _like(typing: Any, value: Any, other: Any) -> Any:
-    """Convert a number to the type of another: integer arithmetic makes all integers 64 bits wide."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return context.cast(builder, arguments[0], value, other)
-
-    return other(value, other), code
+@inlined
+def unpack(c: Any) -> Any:
+    """Return the `Numbers` in an array."""
+    return Numbers(
+        c[0], c[1], c[2], c[3], c[4], c[5],
+        as_float(c[6]), as_float(c[7]), as_float(c[8]), as_float(c[9]), as_float(c[10]),
+        as_float(c[11]), as_float(c[12]), as_float(c[13]), as_float(c[14]), as_float(c[15]),
+        c[16], c[17], c[18], np.float64(as_float(c[19])), np.uint32(c[20]),
+        c[21] != 0, c[22] != 0, c[23] != 0,
+    )  # fmt: skip
 
 
 def compiled(function: Any) -> Any:
@@ -142,7 +126,7 @@ def compiled(function: Any) -> Any:
         return numba.njit(nogil=True)(function)
 
 
-@_inlined
+@inlined
 def _goes_up(rest: Any, word: Any, c: Any, mode: Any) -> Any:
     """Whether a word takes a magnitude at this distance up (`precsim.formats.stochastic`)."""
     share, t = np.float64(rest), np.float64(np.uint32(word >> c.unused))
@@ -159,7 +143,7 @@ def _goes_up(rest: Any, word: Any, c: Any, mode: Any) -> Any:
     return up
 
 
-@_inlined
+@inlined
 def _whole(z: Any, negative: Any, word: Any, c: Any, mode: Any) -> Any:
     """Round the magnitude z to a whole number."""
     q = np.floor(z)
@@ -181,40 +165,40 @@ def _whole(z: Any, negative: Any, word: Any, c: Any, mode: Any) -> Any:
     return q
 
 
-@_inlined
+@inlined
 def _by_steps(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     """Round the multiple of the spacing to a whole number; the value is given and made as bits."""
-    magnitude = _like(bits & c.magnitude, bits)
+    magnitude = like(bits & c.magnitude, bits)
     sign = bits ^ magnitude
-    field = _like(magnitude & c.exponent, bits)
+    field = like(magnitude & c.exponent, bits)
     field = max(field, c.low)
     field = min(field, c.high)
-    field = _like(field - c.fraction, bits)
-    z = _as_float(magnitude) * _as_float(_like(c.mirror - field, bits))
+    field = like(field - c.fraction, bits)
+    z = as_float(magnitude) * as_float(like(c.mirror - field, bits))
     if mode in (UP, DOWN, TO_ODD, EQUAL):  # even if too small for the carrier, it is not zero
         z = c.quarter if z == 0 and magnitude != 0 else z
-    result = _whole(z, sign != 0, word, c, mode) * _as_float(field)
+    result = _whole(z, sign != 0, word, c, mode) * as_float(field)
     over = c.negative if sign != 0 else c.positive
     over = c.infinite if magnitude == c.exponent else over
     result = over if result > c.largest else result
     if kind == NO_NAN:
         nan = np.isnan(result)
-        result = _like(0.0, result) if nan else result
-        sign = _like(0, bits) if nan else _like(sign, bits)
+        result = like(0.0, result) if nan else result
+        sign = like(0, bits) if nan else like(sign, bits)
     elif kind == ODD:
-        result = _like(0.0, result) if result < c.flush_below else result
+        result = like(0.0, result) if result < c.flush_below else result
         nowhere = np.isnan(result) and not c.has_nan
-        result = _like(0.0, result) if nowhere else result
+        result = like(0.0, result) if nowhere else result
         zero = nowhere or (result == 0 and not c.negative_zero)
         below = not c.signed and sign != 0 and magnitude != 0 and magnitude <= c.exponent
         result = max(result, c.least)
-        result = _like(np.nan, result) if below and c.has_nan else result
-        result = _like(0.0, result) if below and not c.has_nan else result
-        sign = _like(0, bits) if zero or below else _like(sign, bits)
-    return _like(_as_bits(result) | sign, bits)
+        result = like(np.nan, result) if below and c.has_nan else result
+        result = like(0.0, result) if below and not c.has_nan else result
+        sign = like(0, bits) if zero or below else like(sign, bits)
+    return like(as_bits(result) | sign, bits)
 
 
-@_inlined
+@inlined
 def _by_bits(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     """Round by a carry out of the bits that the format has not; float32, and all its exponents."""
     magnitude = np.uint32(bits & c.magnitude)
@@ -236,21 +220,21 @@ def _by_bits(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     elif mode == EXACT:
         added = np.uint32(np.uint32(~word) >> np.uint32(np.uint32(32) - c.shift))
     rounded = np.uint32(np.uint32(magnitude + added) & c.keep)
-    result = _as_float(rounded)
+    result = as_float(rounded)
     over = c.negative if sign != 0 else c.positive
     over = c.infinite if magnitude == c.exponent else over
     result = over if result > c.largest else result
     if kind == ODD:
-        result = _like(0.0, result) if result < c.flush_below else result
-    done = np.uint32(_as_bits(result) | sign)
+        result = like(0.0, result) if result < c.flush_below else result
+    done = np.uint32(as_bits(result) | sign)
     return np.uint32(bits | c.quiet) if magnitude > c.exponent else done
 
 
-@_inlined
+@inlined
 def _in_float64(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     """Round a float32 in float64."""
-    wide = _as_bits(np.float64(_as_float(bits)))
-    return _as_bits(np.float32(_as_float(_by_steps(wide, word, c, mode, kind))))
+    wide = as_bits(np.float64(as_float(bits)))
+    return as_bits(np.float32(as_float(_by_steps(wide, word, c, mode, kind))))
 
 
 def round_into(
@@ -263,11 +247,10 @@ def round_into(
     found = _choose(x.dtype, fmt, rounding, overflow)
     if found is None:
         return False
-    uint, how, mode, kind, c = found
-    in_place = out is x or x.__array_interface__["data"] == out.__array_interface__["data"]
-    run = kernel(how, mode, kind=kind, in_place=in_place)
+    source = x.reshape(-1).view(found.uint)
+    target = source if out is x else out.reshape(-1).view(found.uint)
     drawn = _NO_WORDS if words is None else words.reshape(-1)
-    run(x.reshape(-1).view(uint), out.reshape(-1).view(uint), drawn, c)
+    found.run(source, target, drawn, found.numbers)
     return True
 
 
@@ -284,7 +267,7 @@ def multiply(
     found = _choose(total.dtype, fmt, rounding, overflow)
     if found is None or found.mode >= EXACT:
         return False
-    run = product_kernel(found.how, found.mode, kind=found.kind)
+    run = product_kernel(found.how, found.mode, found.kind)
     left, right = np.ascontiguousarray(a), np.ascontiguousarray(b)
     run(left, right, total.view(found.uint), found.numbers)
     return True
@@ -297,7 +280,8 @@ class _Choice(NamedTuple):
     how: int
     mode: int
     kind: int
-    numbers: Numbers
+    run: Callable[..., None]
+    numbers: Array
 
 
 @lru_cache(maxsize=1024)
@@ -317,48 +301,59 @@ def _choose(
     kind = ODD
     if kernels.is_plain(fmt):
         kind = PLAIN if fmt.has_nan else NO_NAN
-    return _Choice(plan.uint, how, mode, kind, numbers(carrier, fmt, rounding, overflow))
+    c = numbers(carrier, fmt, rounding, overflow)
+    return _Choice(plan.uint, how, mode, kind, kernel(how, mode, kind), c)
 
 
 @cache
-def kernel(how: int, mode: int, *, kind: int, in_place: bool) -> Callable[..., None]:
+def kernel(how: int, mode: int, kind: int) -> Callable[..., None]:
     """Return ``run(source, target, words, numbers)``; the arrays are bits, flat.
 
-    Where source and target are the same there is one array only (`in_place`), or the compiler would
-    have to fear that writing one element changes the next.
+    Source and target may be the same: then what is rounded waits beside them for a while, or the
+    compiler would have to fear that writing one element changes the next.
     """
     drawn = mode >= EXACT
 
     @compiled
-    def run(source: Any, target: Any, words: Any, c: Any) -> None:
-        for i in range(target.size):
-            bits = target[i] if in_place else source[i]
-            word = words[i] if drawn else np.uint32(0)
-            if how == STEPS:
-                target[i] = _by_steps(bits, word, c, mode, kind)
-            elif how == BITS:
-                target[i] = _by_bits(bits, word, c, mode, kind)
-            else:
-                target[i] = _in_float64(bits, word, c, mode, kind)
+    def run(source: Any, target: Any, words: Any, packed: Any) -> None:
+        c, size = unpack(packed), target.size
+        apart = source.ctypes.data != target.ctypes.data
+        length = size if apart else WAITING
+        waiting = np.empty(0 if apart else WAITING, target.dtype)
+        for start in range(0, size, max(length, 1)):
+            here = source[start : start + length]
+            done = target[start : start + length] if apart else waiting[: here.size]
+            draws = words[start : start + length]
+            for i in range(here.size):
+                word = draws[i] if drawn else np.uint32(0)
+                if how == STEPS:
+                    done[i] = _by_steps(here[i], word, c, mode, kind)
+                elif how == BITS:
+                    done[i] = _by_bits(here[i], word, c, mode, kind)
+                else:
+                    done[i] = _in_float64(here[i], word, c, mode, kind)
+            if not apart:
+                copy(waiting, target, start, here.size)
 
     return run  # type: ignore[no-any-return]
 
 
 @cache
-def product_kernel(how: int, mode: int, *, kind: int) -> Callable[..., None]:
+def product_kernel(how: int, mode: int, kind: int) -> Callable[..., None]:
     """Return ``run(left, right, total, numbers)``; `total` is bits, the other two are floats."""
 
     @compiled
-    def run(left: Any, right: Any, total: Any, c: Any) -> None:
+    def run(left: Any, right: Any, total: Any, packed: Any) -> None:
+        c = unpack(packed)
         stack, rows, columns = total.shape
         for s in range(stack):
             for i in range(rows):
                 for k in range(left.shape[2]):
                     factor = left[s, i, k]
                     for j in range(columns):
-                        zero = _like(0.0, factor)
+                        zero = like(0.0, factor)
                         term = factor * right[s, k, j] + zero
-                        bits = _as_bits(_as_float(total[s, i, j]) + term)
+                        bits = as_bits(as_float(total[s, i, j]) + term)
                         if how == STEPS:
                             total[s, i, j] = _by_steps(bits, np.uint32(0), c, mode, kind)
                         elif how == BITS:

@@ -1,0 +1,61 @@
+"""What compiled kernels need of the machine and Numba's own language has not: bits, and whole blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+inlined: Any = numba.njit(inline="always")
+_intrinsic: Any = intrinsic
+_copy_bytes: Any = cgutils.raw_memcpy
+
+
+@_intrinsic
+def as_float(typing: Any, bits: Any) -> Any:
+    """Read bits as a float of the same width."""
+    to = types.float32 if bits == types.uint32 else types.float64
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(to))
+
+    return to(bits), code
+
+
+@_intrinsic
+def as_bits(typing: Any, x: Any) -> Any:
+    """Read a float's bits as an unsigned integer."""
+    to = types.uint32 if x == types.float32 else types.uint64
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(to))
+
+    return to(x), code
+
+
+@_intrinsic
+def like(typing: Any, value: Any, other: Any) -> Any:
+    """Convert a number to the type of another: integer arithmetic makes all integers 64 bits wide."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.cast(builder, arguments[0], value, other)
+
+    return other(value, other), code
+
+
+@_intrinsic
+def copy(typing: Any, source: Any, target: Any, start: Any, size: Any) -> Any:
+    """Copy so many elements of a flat array to a place in another."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = [
+            context.make_array(kind)(context, builder, array).data
+            for kind, array in zip(signature.args[:2], arguments[:2], strict=True)
+        ]
+        place = builder.gep(data[1], [arguments[2]])
+        _copy_bytes(builder, place, data[0], arguments[3], source.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(source, target, types.intp, types.intp), code

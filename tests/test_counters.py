@@ -167,7 +167,7 @@ def test_what_counts_changes_no_bit_of_the_counts_and_sums(name, size, dtype):
     found = []
     for kernels in ("numpy", "numba"):
         with tier(kernels):
-            tally = Tally(x, r, fmt, histogram=True)
+            tally = Tally.of(x, r, fmt, histogram=True)
         found.append(
             {n: getattr(tally, n) for n in ("amax", "amin", "square", "error", *COUNTS[1:9])}
         )

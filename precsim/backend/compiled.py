@@ -111,12 +111,12 @@ def _kernels(size: int, *, counts: bool = True) -> Any:
     return _fused()
 
 
-def counting() -> Any:
-    """Return the module that counts what rounding did (`tally`, `histogram`); None: use NumPy.
+def counting(size: int) -> Any:
+    """Return the module that rounds and counts what rounding did (`fused_counts`); None: use NumPy.
 
     In the same tiers as it rounds, of arrays of any size: counting takes NumPy a dozen calls.
     """
-    if _kernels(LARGE, counts=False) is None:
+    if _kernels(max(size, LARGE)) is None:
         return None
     from precsim.backend import fused_counts
 

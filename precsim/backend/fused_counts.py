@@ -1,96 +1,351 @@
-"""Counting what rounding did in one pass, compiled by Numba (`precsim.backend.fused`).
+"""Rounding and counting what it did in one go, compiled by Numba (`precsim.backend.fused`).
 
-`precsim.engine.tally` says what the counts are, and has NumPy's way to them.
+`precsim.engine.tally` says what the counts are, and has NumPy's way to them.  A block of an array is
+rounded, counted and put back while it is in the first-level cache.
 """
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 
-from precsim.backend.fused import compiled
+from precsim.backend.fused import _NO_WORDS as NO_WORDS
+from precsim.backend.fused import BITS, EXACT, STEPS, compiled
+from precsim.backend.fused import _by_bits as by_bits
+from precsim.backend.fused import _by_steps as by_steps
+from precsim.backend.fused import _choose as choose
+from precsim.backend.fused import _in_float64 as in_float64
+from precsim.backend.fused import _like as like
 from precsim.formats.arrays import Array
+from precsim.formats.format import Format
+from precsim.formats.modes import Mode, Overflow
+
+BLOCK = 1 << 12
+"""Elements of a block."""
+
+_part: Any = numba.njit(nogil=True)
+_summed: Any = numba.njit(nogil=True, fastmath={"reassoc"})
+"""For sums alone, whose terms may be added in any order."""
 
 
 class Counted(NamedTuple):
-    """What `tally` counts; magnitudes are bits, `low` one less than those of the smallest, not 0."""
+    """What `count` counts; `low` is infinity where no finite magnitude is larger than 0."""
 
     zeros: int
-    zeros_after: int
-    below_normal: int
-    changed: int
+    flushed: int
+    subnormal: int
+    inexact: int
     saturated: int
-    top: int
-    top_after: int
-    low: int
+    overflowed: int
+    nan: int
+    nonfinite_in: int
+    square: float
+    error: float
+    low: float
+    top: float
 
 
-def tally(x: Array, rounded: Array, normal: Any, largest: Any) -> Counted:
-    """Compare arrays, flat, before and after rounding; right where both are finite throughout.
+class Bounds(NamedTuple):
+    """Where the ends of a format are: bits of its smallest normal value, 0 for none, and its largest."""
 
-    `normal` and `largest` are the bits of the smallest normal value and of the largest.
+    normal: Any
+    largest: Any
+    has_zero: bool
+
+
+def round_into(
+    x: Array,
+    out: Array,
+    fmt: Format,
+    rounding: Mode,
+    overflow: Overflow,
+    words: Array | None,
+    bounds: Bounds,
+    found: Array,
+    lowest: int,
+) -> Counted | None:
+    """Round as `fused.round_into` does, and count; add to `found` how many have each exponent.
+
+    The first of `found` is for the exponent `lowest` and below, its last for those above; an empty
+    one asks for no such count.  None where there is no kernel; then nothing was done.
     """
+    choice = choose(x.dtype, fmt, rounding, overflow)
+    if choice is None:
+        return None
+    run = _counter(choice.uint, choice.how, choice.mode, choice.kind)
+    drawn = NO_WORDS if words is None else words.reshape(-1)
+    return _run(run, choice.uint, x, out, drawn, choice.numbers, bounds, found, lowest)
+
+
+def count(x: Array, rounded: Array, bounds: Bounds, found: Array, lowest: int) -> Counted:
+    """Count what rounding has done to x."""
     uint = np.uint32 if x.dtype == np.float32 else np.uint64
-    return Counted(*_tally(uint)(x.view(uint), rounded.view(uint), normal, largest))
+    run = _counter(uint, None, 0, 0)
+    return _run(run, uint, x, rounded, NO_WORDS, 0, bounds, found, lowest)
 
 
-def histogram(x: Array, zeros: int, lowest: int, highest: int) -> Array | None:
-    """Return how many elements have each exponent, from `lowest` to `highest` and beyond.
+def _run(
+    run: Callable[..., tuple[Any, ...]],
+    uint: Any,
+    x: Array,
+    out: Array,
+    drawn: Array,
+    numbers: Any,
+    bounds: Bounds,
+    found: Array,
+    lowest: int,
+) -> Counted:
+    if uint is np.uint32:
+        table, first = _tables.pairs, 127 + lowest
+    else:
+        table, first = _tables.single, 1023 + lowest
+    before, after = x.reshape(-1).view(uint), out.reshape(-1).view(uint)
+    return Counted(*run(before, after, drawn, numbers, *bounds, table, found, first))
 
-    Of finite elements, so many of them zero.  None for float32's subnormals: their exponents are not
-    in their exponent fields.
-    """
-    uint, shift, bias = (np.uint32, 23, 127) if x.dtype == np.float32 else (np.uint64, 52, 1023)
-    fields = np.zeros((4, 1 << 8 * x.itemsize - 1 - shift), np.uint32)
-    found = np.zeros(highest - lowest + 1, np.int64)
-    subnormals = _exponents(x.view(uint), uint(shift), fields, bias + lowest, found) - zeros
-    found[0] += subnormals
-    return None if subnormals and shift == 23 else found
+
+def _infinity(uint: Any) -> Any:
+    return uint(0x7F800000 if uint is np.uint32 else 0x7FF0 << 48)
+
+
+class _Tables(threading.local):
+    """Zeros, in which exponents are counted; each thread has its own."""
+
+    def __init__(self) -> None:
+        self.pairs = np.zeros((2, 1 << 16), np.uint32)
+        self.single = np.zeros((4, 1 << 11), np.uint32)
+
+
+_tables = _Tables()
 
 
 @cache
-def _tally(uint: Any) -> Callable[..., tuple[Any, ...]]:
-    """Return the loop for bits of a type; integer arithmetic would make all integers 64 bits wide."""
-    zero, one, magnitude = uint(0), uint(1), uint(int(np.iinfo(uint).max) >> 1)
-    last = np.iinfo(uint).max
+def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., tuple[Any, ...]]:
+    """Return the loop over the blocks of an array; `how` None: what is in `target` is rounded."""
+    value: Any = np.float32 if uint is np.uint32 else np.float64
+    infinity, tiny = _infinity(uint), np.finfo(value).tiny.view(uint)
+    narrow = uint is np.uint32
+    least, most, bias = value(1e-24), value(1e36), 127 if narrow else 1023
 
     @compiled
-    def run(before: Any, after: Any, normal: Any, largest: Any) -> Any:
-        zeros = zeros_after = below = changed = saturated = top = top_after = zero
-        low = uint(last)
-        for i in range(before.size):
-            b, a = uint(before[i] & magnitude), uint(after[i] & magnitude)
-            zeros = uint(zeros + uint(b == zero))
-            zeros_after = uint(zeros_after + uint(a == zero))
-            below = uint(below + uint(a < normal))
-            differs = uint(before[i] != after[i]) & uint(uint(b | a) != zero)
-            changed = uint(changed + differs)
-            saturated = uint(saturated + (uint(b > largest) & uint(a == largest)))
-            top, top_after = max(top, b), max(top_after, a)
-            low = min(low, uint(b - one))
-        return zeros, zeros_after, below, changed, saturated, top, top_after, low
+    def run(
+        source: Any, target: Any, words: Any, c: Any, normal: Any, largest: Any, has_zero: Any,
+        table: Any, found: Any, first: Any,
+    ) -> Any:  # fmt: skip
+        counts = np.zeros(8, np.int64)
+        square = error = 0.0
+        low, top = infinity, uint(0)
+        room, places = np.empty(BLOCK, uint), np.empty(BLOCK // 2, np.uint16)
+        for start in range(0, source.size, BLOCK):
+            before = source[start : start + BLOCK]
+            after = target[start : start + BLOCK] if how is None else room[: before.size]
+            if how is not None:
+                drawn = words[start : start + BLOCK]
+                for i in range(after.size):
+                    word = drawn[i] if mode >= EXACT else np.uint32(0)
+                    if how == STEPS:
+                        after[i] = by_steps(before[i], word, c, mode, kind)
+                    elif how == BITS:
+                        after[i] = by_bits(before[i], word, c, mode, kind)
+                    else:
+                        after[i] = in_float64(before[i], word, c, mode, kind)
+            zeros, zeros_after, below, changed, saturated, small, high, high_after = _count_finite(
+                before, after, normal, largest, infinity
+            )
+            finite = max(high, high_after) < infinity
+            if finite:
+                counts[0] += zeros
+                counts[1] += zeros_after - zeros if has_zero else 0
+                counts[2] += below - zeros_after if normal != 0 else 0
+                counts[3] += changed
+                counts[4] += saturated
+            else:
+                small, high = _count_all(before, after, normal, largest, infinity, counts)
+            low, top = min(low, small), max(top, high)
+            x, r = before.view(value), after.view(value)
+            s = e = value(0)
+            if finite:
+                s, e = _sums(x, r)
+            if finite and least < s < most and (least < e or changed == 0):
+                square += s
+                error += e
+            elif high != 0:
+                wide, wide_error = _wide_sums(x, r)
+                square += wide
+                error += wide_error
+            if found.size:
+                if narrow:
+                    _add_pairs(before, places, table)
+                else:
+                    _add_single(before, table)
+                if small < tiny:
+                    _add_subnormals(x, found, first - bias)
+            if how is not None:
+                rest = target[start : start + BLOCK]
+                for i in range(rest.size):
+                    rest[i] = after[i]
+        if found.size and top != 0:
+            if narrow:
+                _read_pairs(table, low, top, found, first)
+            else:
+                _read_single(table, low, top, found, first)
+        ends = np.empty(2, uint)
+        ends[0], ends[1] = low, top
+        smallest, largest_of_all = ends.view(value)
+        return (
+            counts[0], counts[1], counts[2], counts[3], counts[4], counts[5], counts[6], counts[7],
+            square, error, smallest, largest_of_all,
+        )  # fmt: skip
 
     return run  # type: ignore[no-any-return]
 
 
-@compiled
-def _exponents(bits: Any, shift: Any, fields: Any, first: Any, found: Any) -> Any:
-    """Count by exponent field, then in `found`, of which the first is for field `first`.
+@_part
+def _count_finite(before: Any, after: Any, normal: Any, largest: Any, infinity: Any) -> Any:
+    """Count a block; right where all is finite, before and after.
 
-    In four tables in turn: one would wait for itself where neighbours are alike.  Returns how many
-    are in field 0.
+    In integers of the bits' own width: others would halve the vectors.
     """
-    mask, whole = fields.shape[1] - 1, bits.size & ~3
-    for i in range(0, whole, 4):
-        for j in range(4):
-            fields[j, (bits[i + j] >> shift) & mask] += np.uint32(1)
-    for i in range(whole, bits.size):
-        fields[0, (bits[i] >> shift) & mask] += np.uint32(1)
-    for field in range(1, fields.shape[1]):
-        place = min(max(field - first, 0), found.size - 1)
-        for j in range(4):
-            found[place] += fields[j, field]
-    return fields[0, 0] + fields[1, 0] + fields[2, 0] + fields[3, 0]
+    zero, one = like(0, infinity), like(1, infinity)
+    last = like(zero - one, infinity)
+    magnitude = like(last >> one, infinity)
+    zeros = zeros_after = below = changed = saturated = top = top_after = zero
+    low = last
+    for i in range(before.size):
+        b, a = like(before[i] & magnitude, zero), like(after[i] & magnitude, zero)
+        zeros = like(zeros + like(b == zero, zero), zero)
+        zeros_after = like(zeros_after + like(a == zero, zero), zero)
+        below = like(below + like(a < normal, zero), zero)
+        differs = (before[i] != after[i]) & (like(b | a, zero) != zero)
+        changed = like(changed + like(differs, zero), zero)
+        saturated = like(saturated + like((b > largest) & (a == largest), zero), zero)
+        top, top_after = max(top, b), max(top_after, a)
+        low = min(low, like(b - one, zero))
+    low = infinity if low == last else like(low + one, zero)
+    return zeros, zeros_after, below, changed, saturated, low, top, top_after
+
+
+@_part
+def _count_all(
+    before: Any, after: Any, normal: Any, largest: Any, infinity: Any, counts: Any
+) -> Any:
+    """Count a block of any values: add to `counts`, as `Counted` has them."""
+    zero, one = like(0, infinity), like(1, infinity)
+    magnitude = like(like(zero - one, zero) >> one, zero)
+    low, top = infinity, zero
+    for i in range(before.size):
+        b, a = like(before[i] & magnitude, zero), like(after[i] & magnitude, zero)
+        finite, finite_after = b < infinity, a < infinity
+        differs = before[i] != after[i] and (b | a) != 0
+        counts[0] += b == 0
+        counts[1] += b != 0 and a == 0
+        counts[2] += finite and a != 0 and a < normal
+        counts[3] += differs and not (b > infinity and a > infinity)
+        counts[4] += finite and b > largest and a == largest
+        counts[5] += finite and not finite_after
+        counts[6] += a > infinity
+        counts[7] += not finite
+        if finite and b != 0:
+            low, top = min(low, b), max(top, b)
+    return low, top
+
+
+@_summed
+def _sums(x: Any, r: Any) -> Any:
+    """Return the sums of the squares of a block's values, and of their rounding errors."""
+    square = error = like(0.0, x[0])
+    for i in range(x.size):
+        e = r[i] - x[i]
+        square += x[i] * x[i]
+        error += e * e
+    return square, error
+
+
+@_part
+def _wide_sums(x: Any, r: Any) -> Any:
+    """Return the same sums in float64, over what is finite before and after."""
+    square = error = 0.0
+    for i in range(x.size):
+        before, after = np.float64(x[i]), np.float64(r[i])
+        if np.isfinite(before) and np.isfinite(after):
+            square += before * before
+            error += (after - before) * (after - before)
+    return square, error
+
+
+@_part
+def _add_pairs(bits: Any, places: Any, table: Any) -> None:
+    """Count a block's exponent fields, neighbours together, in two tables in turn.
+
+    In one table it would wait for itself where neighbours are alike.
+    """
+    one, low, high = np.uint32(1), np.uint64(0xFF), np.uint64(0xFF00)
+    even = bits.size & ~1
+    pairs = bits[:even].view(np.uint64)
+    for i in range(pairs.size):
+        v = pairs[i]
+        places[i] = np.uint16(((v >> np.uint64(23)) & low) | ((v >> np.uint64(47)) & high))
+    half = pairs.size // 2
+    first, second = places[:half], places[half : 2 * half]
+    for i in range(half):
+        table[0, first[i]] += one
+        table[1, second[i]] += one
+    for i in range(2 * half, pairs.size):
+        table[0, places[i]] += one
+    if even != bits.size:
+        table[0, (bits[even] >> 23) & 0xFF] += one
+
+
+@_part
+def _read_pairs(table: Any, low: Any, top: Any, found: Any, first: Any) -> None:
+    """Add the fields of normal numbers from `low` to `top` to `found`, and clear the tables.
+
+    In them are also field 0 and, of what is not finite, field 255.
+    """
+    start, stop = max(np.int64(low >> 23), 1), np.int64(top >> 23) + 1
+    for i in range(start - 2, stop):
+        left = 0 if i == start - 1 else (255 if i == start - 2 else i)
+        for j in range(start - 2, stop):
+            right = 0 if j == start - 1 else (255 if j == start - 2 else j)
+            place = left << 8 | right
+            times = np.int64(table[0, place]) + np.int64(table[1, place])
+            table[0, place] = table[1, place] = np.uint32(0)
+            if i >= start:
+                found[min(max(left - first, 0), found.size - 1)] += times
+            if j >= start:
+                found[min(max(right - first, 0), found.size - 1)] += times
+
+
+@_part
+def _add_single(bits: Any, table: Any) -> None:
+    """Count a block's exponent fields, in four tables in turn."""
+    one, mask = np.uint32(1), np.uint64(0x7FF)
+    for i in range(bits.size):
+        table[i & 3, (bits[i] >> np.uint64(52)) & mask] += one
+
+
+@_part
+def _read_single(table: Any, low: Any, top: Any, found: Any, first: Any) -> None:
+    """Add the fields of normal numbers from `low` to `top` to `found`, and clear the tables."""
+    start, stop = max(np.int64(low >> np.uint64(52)), 1), np.int64(top >> np.uint64(52)) + 1
+    for j in range(4):
+        for field in range(start, stop):
+            found[min(max(field - first, 0), found.size - 1)] += table[j, field]
+            table[j, field] = 0
+        table[j, 0] = table[j, 0x7FF] = 0
+
+
+@_part
+def _add_subnormals(x: Any, found: Any, lowest: Any) -> None:
+    """Add the exponents of a block's subnormals, which float32's are not in their fields."""
+    tiny = np.finfo(x.dtype).tiny
+    for i in range(x.size):
+        size = abs(x[i])
+        if 0 < size < tiny:
+            exponent = math.frexp(np.float64(size))[1] - 1
+            found[min(max(exponent - lowest, 0), found.size - 1)] += 1

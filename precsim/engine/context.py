@@ -18,7 +18,12 @@ from precsim.engine.pool import Pool
 from precsim.engine.rule import PHASES
 
 Observer = Callable[[Any], None]
-"""Called with an `Event` after every rounded op; must not write to the arrays it is shown."""
+"""Called with an `Event` after every rounded op; must not write to the arrays it is shown.
+
+One that has an attribute `needs`, "counts" or "hist", does without results before rounding
+(`Event.exact`), which then need no memory of their own: it gets a `Tally` of what rounding did to
+them (`Event.tally`), with a histogram of exponents if it asks for one.
+"""
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,12 @@ from precsim.engine.context import Context, current
 from precsim.engine.policy import Decision
 from precsim.engine.precision import Accumulator, Precision
 from precsim.engine.rule import Saved
+from precsim.engine.tally import Tally
 from precsim.engine.tape import OPS, Node, Primitive, Vjp
 from precsim.engine.tensor import Tensor, as_tensor
 from precsim.formats.arrays import array_module
 from precsim.formats.blocks import quantize_into
+from precsim.formats.format import Format
 from precsim.formats.kernels import round_into
 from precsim.formats.modes import Overflow, stochastic
 from precsim.formats.quantize import quantize
@@ -36,7 +38,8 @@ class Event:
     """One op as it happened, for observers; the arrays are the run's own and must not be written.
 
     `exact` is the result in the carrier, on operands that were rounded before; `rounded` what the
-    format made of it.  `path` names the site: role/scope/op, and `call` counts its runs in a step.
+    format made of it.  `tally` is what was counted of that; where all observers do with it (see
+    `Observer`), there is no `exact`: it is None.  `path` names the site: role/scope/op, and `call` counts its runs in a step.
     `input_formats` are those that the operands lie on (None: a constant); `factor` is what delayed
     scaling multiplied with, in a format that has it.
     With `params` an observer can run the op again on `inputs`, in another arithmetic.
@@ -53,12 +56,13 @@ class Event:
     format: AnyFormat
     precision: Precision
     inputs: tuple[Array, ...]
-    exact: Array
+    exact: Any
     rounded: Array
     params: dict[str, Any] = field(default_factory=dict)
     accumulator: Accumulator | None = None
     input_formats: tuple[AnyFormat | None, ...] = ()
     factor: float | None = None
+    tally: Tally | None = None
 
 
 def primitive(
@@ -102,9 +106,14 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     inputs = _cast(_rotated(inputs, decision), decision)
     site = _visit(op, inputs, context)
     exact = _compute(op, inputs, params, context, decision.accumulator, site)
-    rounded = _round(op, exact, decision, site, inputs)
-    for observe in context.observers:
-        observe(_event(op, inputs, params, decision, site, exact, rounded))
+    exact = site.xp.asarray(exact, order="C")
+    if not context.observers:
+        rounded = _round(op, exact, decision, site, inputs)
+    else:
+        event = _round_watched(op, exact, decision, site, inputs, params)
+        rounded = event.rounded
+        for observe in context.observers:
+            observe(event)
     saved = arrived if decision.saved is Saved.ORIGINAL else inputs
     return _wrap(op, saved, params, context, rounded, decision.format)
 
@@ -215,15 +224,19 @@ def _compute(
 
 
 def _round(
-    op: Primitive, exact: Array, decision: Decision, site: Site, inputs: tuple[Tensor, ...]
+    op: Primitive,
+    exact: Array,
+    decision: Decision,
+    site: Site,
+    inputs: tuple[Tensor, ...],
+    *,
+    keep: bool = False,
+    tally: Tally | None = None,
 ) -> Array:
-    """Round the result: in place, unless somebody wants to see it before, or it is the operand."""
-    xp = array_module(exact)
-    exact = xp.asarray(exact, order="C")
-    keep = op.kind == "cast" or bool(site.context.observers)
+    """Round the result: in place, unless it is to be kept, or is the operand."""
     rounded = exact
-    if keep:
-        rounded = Arithmetic(xp, exact.dtype, pool=site.context.pool).empty(exact.shape)
+    if keep or op.kind == "cast":
+        rounded = Arithmetic(site.xp, exact.dtype, pool=site.context.pool).empty(exact.shape)
     fmt, precision = decision.format, decision.output
     random = site.draw(exact.shape, 0, "") if stochastic(precision.rounding) else None
     if isinstance(fmt, Scaled) and fmt.rule is ScaleRule.DELAYED:
@@ -237,8 +250,11 @@ def _round(
     overflow = precision.overflow
     if overflow is None or not fmt.has_nan:
         overflow = Overflow.IEEE if fmt.has_nan else Overflow.SATURATE
-    round_into(exact, rounded, fmt, precision.rounding, overflow, random)
+    round_into(exact, rounded, fmt, precision.rounding, overflow, random, tally)
     return rounded
+
+
+_EXACT = {"exact"}
 
 
 def _place(site: Site, inputs: tuple[Tensor, ...]) -> str:
@@ -246,16 +262,25 @@ def _place(site: Site, inputs: tuple[Tensor, ...]) -> str:
     return f"{site.context.scope}/{inputs[0].origin}"
 
 
-def _event(
+def _round_watched(
     op: Primitive,
-    inputs: tuple[Tensor, ...],
-    params: dict[str, Any],
+    exact: Array,
     decision: Decision,
     site: Site,
-    exact: Array,
-    rounded: Array,
+    inputs: tuple[Tensor, ...],
+    params: dict[str, Any],
 ) -> Event:
+    """Round the result, and say what happened.
+
+    What observers need decides whether the result is kept as it was, and counted on the way.
+    """
     context, fmt = site.context, decision.format
+    needs = {getattr(observe, "needs", "exact") for observe in context.observers}
+    tally = None
+    if site.xp is np and isinstance(fmt, Format) and needs != _EXACT:
+        tally = Tally(fmt, exact.dtype, histogram="hist" in needs)
+    keep = tally is None or "exact" in needs
+    rounded = _round(op, exact, decision, site, inputs, keep=keep, tally=tally)
     delayed = isinstance(fmt, Scaled) and fmt.rule is ScaleRule.DELAYED
     return Event(
         op=op.name,
@@ -269,12 +294,13 @@ def _event(
         format=fmt,
         precision=decision.output,
         inputs=tuple(t.data for t in inputs),
-        exact=exact,
+        exact=exact if keep else None,
         rounded=rounded,
         params=params,
         accumulator=decision.accumulator,
         input_formats=tuple(t.format for t in inputs),
         factor=context.delays.factor(_place(site, inputs)) if delayed else None,
+        tally=tally,
     )
 
 

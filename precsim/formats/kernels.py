@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,6 +30,25 @@ from precsim.formats.modes import Mode, Overflow, Rounding, Stochastic, Variant,
 from precsim.formats.nearest import Nearest, by_bits, by_steps
 from precsim.formats.scratch import BLOCK_BYTES, SLOT_BYTES, scratch
 from precsim.formats.stochastic import goes_up
+
+
+class Watch(Protocol):
+    """Who wants to see numbers before and after they are rounded, while both are in a cache."""
+
+    def __call__(self, x: Array, rounded: Array) -> None:
+        """See a block."""
+
+    def in_one_pass(
+        self,
+        x: Array,
+        out: Array,
+        fmt: Format,
+        rounding: Mode,
+        overflow: Overflow,
+        words: Array | None,
+    ) -> bool:
+        """Round and see x in one pass, if that can be done here; False: it was not."""
+
 
 ONE_PASS: dict[str, Callable[[Array, Array, Format, Mode, Overflow, Array | None], bool]] = {}
 """What rounds the arrays of a module, by its name, in one pass, or says that it has not; a backend
@@ -50,18 +69,22 @@ def round_into(
     rounding: Mode,
     overflow: Overflow,
     words: Array | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Round contiguous x into contiguous `out` (which may be x) block by block.
 
     The rules are `quantize`'s; this is the seam that the engine calls with everything resolved.
+    `watch` is shown each block of NumPy's arrays.
     Raises `ValueError` where x's dtype cannot carry the format.
     """
     plan = plan_for(x.dtype, fmt)
     if plan.holds_carrier and overflow is Overflow.IEEE:
         if out is not x:
             out[...] = x
+        if watch is not None:
+            _show(x.reshape(-1), plan.block, watch)
         return
-    one_pass = ONE_PASS.get(array_module(x).__name__)
+    one_pass = ONE_PASS.get(array_module(x).__name__) if watch is None else watch.in_one_pass
     if one_pass is not None and one_pass(x, out, fmt, rounding, overflow, words):
         return
     flat_x, flat_out = x.reshape(-1), out.reshape(-1)
@@ -74,7 +97,21 @@ def round_into(
         for start in range(0, flat_x.size, block):
             part = slice(start, start + block)
             block_words = None if flat_words is None else flat_words[part]
-            plan.kernel(flat_x[part], flat_out[part], plan, rounding, overflow, block_words)
+            source, target = flat_x[part], flat_out[part]
+            rounded = scratch("after", source) if watch is not None and out is x else target
+            plan.kernel(source, rounded, plan, rounding, overflow, block_words)
+            if watch is not None:
+                watch(source, rounded)
+                if out is x:
+                    target[...] = rounded
+
+
+def _show(x: Array, block: int, watch: Watch) -> None:
+    """Show what rounding does not change."""
+    with np.errstate(all="ignore"):
+        for start in range(0, x.size, block):
+            part = x[start : start + block]
+            watch(part, part)
 
 
 def _round_to_nearest(

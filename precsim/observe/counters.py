@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.engine.dispatch import Event
-from precsim.engine.tally import HIGHEST, LOWEST, Tally
+from precsim.engine.exponents import HIGHEST, LOWEST
+from precsim.engine.tally import Tally
 from precsim.formats.arrays import array_module
 from precsim.formats.registry import element_of
 
@@ -140,6 +141,13 @@ class Counters:
     keep: Callable[[Event], bool] | None = None
     rows: list[OpCounts] = field(default_factory=list)
 
+    @property
+    def needs(self) -> str:
+        """What is asked of each op (`precsim.engine.context.Observer`)."""
+        if self.keep is not None:
+            return "exact"  # or all would be counted that is not kept
+        return "hist" if self.histograms else "counts"
+
     def __call__(self, event: Event) -> None:
         """Count one op."""
         if self.keep is None or self.keep(event):
@@ -170,19 +178,21 @@ def total(rows: Iterable[OpCounts], **wanted: str) -> OpCounts:
 
 def count(event: Event, *, histogram: bool = True) -> OpCounts:
     """Return the counts of one event.  Defined for empty, all-zero, all-NaN and 0-d results."""
-    exact, fmt = event.exact, event.format
+    fmt, t = event.format, event.tally
     names = (event.path, event.step, event.call, event.op, event.phase, event.role, event.scope,
-             fmt.name, element_of(fmt).u, exact.size)  # fmt: skip
-    if not exact.size:
+             fmt.name, element_of(fmt).u, event.rounded.size)  # fmt: skip
+    if not event.rounded.size:
         return OpCounts(*names)
-    t = Tally(exact, event.rounded, fmt, histogram=histogram)
+    if t is None or (histogram and t.histogram is None):
+        t = Tally.of(event.exact, event.rounded, fmt, histogram=histogram)
     counts = OpCounts(
         *names, t.zeros, t.flushed, t.subnormal, t.overflowed, t.saturated, t.nan, t.nonfinite_in,
-        t.inexact, 0, 0, t.amax, t.amin, t.square, t.error, t.histogram,
+        t.inexact, 0, 0, t.amax, t.amin, t.square, t.error, t.histogram if histogram else None,
     )  # fmt: skip
     if event.op == "apply_update":
         _count_swamped(counts, event)
     if event.factor is not None:
+        exact = event.exact
         beyond = abs(exact) * event.factor > fmt.max
         counts.saturated = int((beyond & array_module(exact).isfinite(exact)).sum())
     return counts

@@ -24,6 +24,7 @@ class Guard:
     def __init__(self, observer: Observer) -> None:
         self._observer: Observer | None = observer
         self._name = name_of(observer)
+        self.needs = getattr(observer, "needs", "exact")
 
     def __call__(self, event: Event) -> None:
         """Show one op to the observer, as long as it lives."""

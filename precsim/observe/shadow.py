@@ -28,9 +28,9 @@ def reference(event: Event) -> Any:
 
     Where the op was computed so, that is its `exact` result, and nothing is computed again.
     """
-    if event.exact.dtype == np.float64 and event.accumulator is None:
+    if event.rounded.dtype == np.float64 and event.accumulator is None:
         return event.exact
-    arithmetic = Arithmetic(array_module(event.exact), FLOAT64, pool=current().pool)
+    arithmetic = Arithmetic(array_module(event.rounded), FLOAT64, pool=current().pool)
     inputs = [_wide(arithmetic, x) for x in event.inputs]
     with np.errstate(all="ignore"):
         return OPS[event.op].forward(arithmetic, *inputs, **event.params)
@@ -51,7 +51,7 @@ def local_error(event: Event) -> float:
     Elements that are not finite in either are set aside; 0 where both norms are 0, infinity where
     only the result's is.  Divide by the format's u for the error in units of the format.
     """
-    xp = array_module(event.exact)
+    xp = array_module(event.rounded)
     rounded, truth = event.rounded.reshape(-1), reference(event).reshape(-1)
     with np.errstate(all="ignore"):
         squares = _squares(xp, rounded, truth)

@@ -103,6 +103,7 @@ class Tracer:
 
     def __init__(self, level: Level, *, hashes: bool = True) -> None:
         self.level = level
+        self.needs = "hist" if level.includes("hist") else "counts"
         self._hasher = ThreadPoolExecutor(1, "precsim-hashes") if hashes else None
         self._hashes: list[Future[int]] = []
         self._measure: Callable[[Event], float] | None = (
@@ -134,7 +135,7 @@ class Tracer:
         return trace
 
     def _error(self, event: Event, row: OpCounts) -> float:
-        if event.exact.dtype == np.float64 and event.accumulator is None:
+        if event.rounded.dtype == np.float64 and event.accumulator is None:
             return row.relative_error  # the op is its own shadow
         if self._measure is None:
             return float("nan")

@@ -160,7 +160,7 @@ def test_counts_of_large_arrays(low, high, name, size, arithmetic):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [1, 100, 200_001])
 @pytest.mark.parametrize("name", ["e4m3", "bf16", "fp32", "int8:row"])
-def test_what_counts_changes_no_bit_of_the_counts_and_sums(name, size, dtype):
+def test_what_counts_changes_no_bit_of_the_counts(name, size, dtype):
     pytest.importorskip("numba")
     x = (np.random.default_rng(size).standard_normal(size) ** 5).astype(dtype)
     fmt, r = ps.format(name), ps.quantize(x, name)
@@ -168,10 +168,11 @@ def test_what_counts_changes_no_bit_of_the_counts_and_sums(name, size, dtype):
     for kernels in ("numpy", "numba"):
         with tier(kernels):
             tally = Tally.of(x, r, fmt, histogram=True)
-        found.append(
-            {n: getattr(tally, n) for n in ("amax", "amin", "square", "error", *COUNTS[1:9])}
-        )
-        found[-1]["histogram"] = tally.histogram.tolist()
+        counted = {n: getattr(tally, n) for n in ("amax", "amin", *COUNTS[1:9])}
+        found.append((counted, tally.histogram.tolist()))
+        kept = np.isfinite(r)
+        squares = [np.square(a[kept], dtype=float).sum() for a in (x, r - x)]
+        assert (tally.square, tally.error) == pytest.approx(squares, rel=1e-5)
     assert found[0] == found[1]
 
 

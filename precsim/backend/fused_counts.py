@@ -30,8 +30,8 @@ BLOCK = 1 << 12
 """Elements of a block."""
 
 _part: Any = numba.njit(nogil=True)
-_summed: Any = numba.njit(nogil=True, fastmath={"reassoc"})
-"""For sums alone, whose terms may be added in any order."""
+_summed: Any = numba.njit(nogil=True, fastmath={"reassoc", "contract"})
+"""For sums, whose terms may be added in any order, and products not be rounded before."""
 
 
 class Counted(NamedTuple):
@@ -154,8 +154,9 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
                         after[i] = by_bits(before[i], word, c, mode, kind)
                     else:
                         after[i] = in_float64(before[i], word, c, mode, kind)
-            zeros, zeros_after, below, changed, saturated, small, high, high_after = _count_finite(
-                before, after, normal, largest, infinity
+            x, r = before.view(value), after.view(value)
+            zeros, zeros_after, below, changed, small, high, high_after, s, e = _count_finite(
+                before, after, x, r, normal, infinity
             )
             finite = max(high, high_after) < infinity
             if finite:
@@ -163,14 +164,11 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
                 counts[1] += zeros_after - zeros if has_zero else 0
                 counts[2] += below - zeros_after if normal != 0 else 0
                 counts[3] += changed
-                counts[4] += saturated
+                if high > largest:
+                    counts[4] += _count_saturated(before, after, largest, infinity)
             else:
                 small, high = _count_all(before, after, normal, largest, infinity, counts)
             low, top = min(low, small), max(top, high)
-            x, r = before.view(value), after.view(value)
-            s = e = value(0)
-            if finite:
-                s, e = _sums(x, r)
             if finite and least < s < most and (least < e or changed == 0):
                 square += s
                 error += e
@@ -205,29 +203,43 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
     return run  # type: ignore[no-any-return]
 
 
-@_part
-def _count_finite(before: Any, after: Any, normal: Any, largest: Any, infinity: Any) -> Any:
-    """Count a block; right where all is finite, before and after.
+@_summed
+def _count_finite(before: Any, after: Any, x: Any, r: Any, normal: Any, infinity: Any) -> Any:
+    """Count a block, and add up squares; right where all is finite, before and after.
 
     In integers of the bits' own width: others would halve the vectors.
     """
     zero, one = like(0, infinity), like(1, infinity)
     last = like(zero - one, infinity)
     magnitude = like(last >> one, infinity)
-    zeros = zeros_after = below = changed = saturated = top = top_after = zero
+    zeros = zeros_after = below = changed = top = top_after = zero
     low = last
+    square = error = like(0.0, x[0])
     for i in range(before.size):
         b, a = like(before[i] & magnitude, zero), like(after[i] & magnitude, zero)
         zeros = like(zeros + like(b == zero, zero), zero)
         zeros_after = like(zeros_after + like(a == zero, zero), zero)
         below = like(below + like(a < normal, zero), zero)
-        differs = (before[i] != after[i]) & (like(b | a, zero) != zero)
-        changed = like(changed + like(differs, zero), zero)
-        saturated = like(saturated + like((b > largest) & (a == largest), zero), zero)
         top, top_after = max(top, b), max(top_after, a)
         low = min(low, like(b - one, zero))
+        e = r[i] - x[i]
+        changed = like(changed + like(e != 0, zero), zero)
+        square += x[i] * x[i]
+        error += e * e
     low = infinity if low == last else like(low + one, zero)
-    return zeros, zeros_after, below, changed, saturated, low, top, top_after
+    return zeros, zeros_after, below, changed, low, top, top_after, square, error
+
+
+@_part
+def _count_saturated(before: Any, after: Any, largest: Any, infinity: Any) -> Any:
+    """Count what was larger than the largest value, and is that now."""
+    zero, one = like(0, infinity), like(1, infinity)
+    magnitude = like(like(zero - one, zero) >> one, zero)
+    found = zero
+    for i in range(before.size):
+        b, a = like(before[i] & magnitude, zero), like(after[i] & magnitude, zero)
+        found = like(found + like((b > largest) & (a == largest), zero), zero)
+    return found
 
 
 @_part
@@ -255,20 +267,9 @@ def _count_all(
     return low, top
 
 
-@_summed
-def _sums(x: Any, r: Any) -> Any:
-    """Return the sums of the squares of a block's values, and of their rounding errors."""
-    square = error = like(0.0, x[0])
-    for i in range(x.size):
-        e = r[i] - x[i]
-        square += x[i] * x[i]
-        error += e * e
-    return square, error
-
-
 @_part
 def _wide_sums(x: Any, r: Any) -> Any:
-    """Return the same sums in float64, over what is finite before and after."""
+    """Return the sums of squares in float64, over what is finite before and after."""
     square = error = 0.0
     for i in range(x.size):
         before, after = np.float64(x[i]), np.float64(r[i])

@@ -8,7 +8,6 @@ escapes rounding, in secret.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -33,8 +32,7 @@ from precsim.formats.registry import AnyFormat, format
 from precsim.formats.scaled import Scaled, ScaleRule
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One op as it happened, for observers; the arrays are the run's own and must not be written.
 
     `exact` is the result in the carrier, on operands that were rounded before; `rounded` what the
@@ -58,7 +56,7 @@ class Event:
     inputs: tuple[Array, ...]
     exact: Any
     rounded: Array
-    params: dict[str, Any] = field(default_factory=dict)
+    params: dict[str, Any]
     accumulator: Accumulator | None = None
     input_formats: tuple[AnyFormat | None, ...] = ()
     factor: float | None = None

@@ -31,9 +31,8 @@ class Exponents:
     """
 
     def __init__(self, dtype: np.dtype[Any], xp: Any = np) -> None:
-        limits = np.finfo(dtype)
         self._dtype, self._xp = dtype, xp
-        self._tiny, self._shift = float(limits.tiny), limits.nmant
+        self._tiny, self._shift = (2.0**-126, 23) if dtype == np.float32 else (2.0**-1022, 52)
         self.counts = np.zeros(HIGHEST - LOWEST + 1, np.int64)
         self._pairs = np.zeros(0, np.int64)
         self._zeros = 0

@@ -119,22 +119,11 @@ class Tally:
         return bounds, found, LOWEST
 
     def _take(self, found: Any) -> bool:
-        """Add what compiled kernels counted, the exponents apart; False if they did not."""
+        """Keep what compiled kernels counted in a whole array; False if they did not."""
         if found is None:
             return False
-        (zeros, flushed, subnormal, inexact, saturated, overflowed, nan, nonfinite_in, square, error,
-         low, top) = found  # fmt: skip
-        self.zeros += zeros
-        self.flushed += flushed
-        self.subnormal += subnormal
-        self.inexact += inexact
-        self.saturated += saturated
-        self.overflowed += overflowed
-        self.nan += nan
-        self.nonfinite_in += nonfinite_in
-        self.square += square
-        self.error += error
-        self.amax, self.amin = max(self.amax, top), min(self.amin, low)
+        (self.zeros, self.flushed, self.subnormal, self.inexact, self.saturated, self.overflowed,
+         self.nan, self.nonfinite_in, self.square, self.error, self.amin, self.amax) = found  # fmt: skip
         return True
 
     def __call__(self, x: Any, r: Any) -> None:

@@ -115,7 +115,7 @@ class Tracer:
     def __call__(self, event: Event) -> None:
         """Note one op."""
         trace, number = self._trace, len(self._trace.rows)
-        row = count(event, histogram=self.level.includes("hist"))
+        row = count(event, histogram=self.needs == "hist")
         trace.rows.append(row)
         if self._hasher:
             rounded = to_numpy(event.rounded)

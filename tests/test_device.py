@@ -117,7 +117,7 @@ def test_counts(cupy, fmt):
     def event(x):
         return Event(
             "add", "elementwise", "forward", "activations", "", 0, "p", 0, fmt,
-            Precision(fmt.name), (x,), x, quantize(x, fmt),
+            Precision(fmt.name), (x,), x, quantize(x, fmt), {},
         )  # fmt: skip
 
     got, expected = count(event(cupy.asarray(x))).to_dict(), count(event(x)).to_dict()

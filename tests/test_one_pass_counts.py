@@ -10,7 +10,8 @@ from test_counters import specified
 
 from precsim import testing
 from precsim.backend import grid, one_pass, one_pass_counts
-from precsim.engine.tally import HIGHEST, LOWEST, Tally
+from precsim.engine.exponents import HIGHEST, LOWEST
+from precsim.engine.tally import Tally
 from precsim.formats.format import Format
 from precsim.formats.modes import Overflow, Rounding, rounding_mode
 from precsim.formats.quantize import quantize
@@ -105,7 +106,7 @@ def test_counts_are_numpys_and_the_order_of_threads_makes_no_difference(size, dt
     for name in ("e4m3", "fp16"):
         fmt = format(name)
         r = quantize(x, name)
-        found, numpys = count(x, r, fmt), Tally(x, r, fmt, histogram=True)
+        found, numpys = count(x, r, fmt), Tally.of(x, r, fmt, histogram=True)
         for field in (*one_pass_counts.NAMES, "amax", "amin"):
             assert getattr(found, field) == getattr(numpys, field), field
         np.testing.assert_array_equal(found.histogram, numpys.histogram)

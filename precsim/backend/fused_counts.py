@@ -308,7 +308,8 @@ def _read_pairs(table: Any, low: Any, top: Any, found: Any, first: Any) -> None:
 
     In them are also field 0 and, of what is not finite, field 255.
     """
-    start, stop = max(np.int64(low >> 23), 1), np.int64(top >> 23) + 1
+    start: Any = max(np.int64(low >> 23), 1)
+    stop = np.int64(top >> 23) + 1
     for i in range(start - 2, stop):
         left = 0 if i == start - 1 else (255 if i == start - 2 else i)
         for j in range(start - 2, stop):
@@ -333,7 +334,8 @@ def _add_single(bits: Any, table: Any) -> None:
 @_part
 def _read_single(table: Any, low: Any, top: Any, found: Any, first: Any) -> None:
     """Add the fields of normal numbers from `low` to `top` to `found`, and clear the tables."""
-    start, stop = max(np.int64(low >> np.uint64(52)), 1), np.int64(top >> np.uint64(52)) + 1
+    start: Any = max(np.int64(low >> np.uint64(52)), 1)
+    stop = np.int64(top >> np.uint64(52)) + 1
     for j in range(4):
         for field in range(start, stop):
             found[min(max(field - first, 0), found.size - 1)] += table[j, field]

@@ -30,8 +30,8 @@ class Exponents:
     they span less than 2^BITS; what is in the table goes to the histogram before they span more.
     """
 
-    def __init__(self, dtype: np.dtype[Any], xp: Any = np) -> None:
-        self._dtype, self._xp = dtype, xp
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
         self._tiny, self._shift = (2.0**-126, 23) if dtype == np.float32 else (2.0**-1022, 52)
         self.counts = np.zeros(HIGHEST - LOWEST + 1, np.int64)
         self._pairs = np.zeros(0, np.int64)
@@ -44,8 +44,8 @@ class Exponents:
             return
         first, last = self._field(low), self._field(top)
         narrow = last - first < SIDE and low >= self._tiny and magnitude.size >= PAIRS_FROM
-        if self._xp is not np or not narrow:
-            self.counts += exponent_histogram(magnitude, self._xp)
+        if not narrow:
+            self.counts += exponent_histogram(magnitude)
             return
         if self._first <= self._last:
             together = min(first, self._first), max(last, self._last)
@@ -109,18 +109,16 @@ def _pairs_of_float64(bits: Bits, out: Bits) -> Bits:
     return low
 
 
-def exponent_histogram(magnitude: Any, xp: Any = np) -> npt.NDArray[np.int64]:
+def exponent_histogram(flat: Any) -> npt.NDArray[np.int64]:
     """Return how many of the finite nonzero magnitudes have each exponent, LOWEST to HIGHEST.
 
     Zeros are not counted; exponents beyond the ends count in the end bins.
     """
-    flat = magnitude.ravel()
     signed, shift = (np.int32, 23) if flat.dtype == np.float32 else (np.int64, 52)
-    counts: Any = xp.bincount(flat.view(signed) >> signed(shift))
-    counts = counts.get() if hasattr(counts, "get") else counts
-    counts[0] -= int(xp.count_nonzero(flat == 0))
+    counts: Any = np.bincount(flat.view(signed) >> signed(shift))
+    counts[0] -= np.count_nonzero(flat == 0)
     if counts[0] and flat.dtype == np.float32:  # a subnormal's exponent is in its leading zeros
-        return exponent_histogram(flat.astype(np.float64), xp)
+        return exponent_histogram(flat.astype(np.float64))
     return by_exponent(0, counts, flat.dtype)
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.backend import compiled
-from precsim.engine.exponents import LOWEST, Exponents
+from precsim.backend import cupy as device
+from precsim.engine.exponents import HIGHEST, LOWEST, Exponents
 from precsim.formats.arrays import array_module
 from precsim.formats.format import Format
 from precsim.formats.modes import Mode, Overflow
@@ -62,38 +63,48 @@ _NO_BINS = np.zeros(0, np.int64)
 
 
 class Tally:
-    """Running counts; their names are those of `precsim.observe.counters.OpCounts`.
+    """Counts of one array; their names are those of `precsim.observe.counters.OpCounts`.
 
-    Called with each block of an array, flat, before and after it was rounded; both must be NumPy's,
-    and at most `BLOCK_BYTES` large, or else another module's, and whole.
+    It is there before the array is rounded, and watches that (`precsim.formats.kernels.Watch`):
+    called with each block of NumPy's arrays, flat, of `BLOCK_BYTES` at most, before and after.
     """
 
     zeros = flushed = subnormal = overflowed = saturated = nan = nonfinite_in = inexact = 0
     amax, amin = 0.0, inf
     square = error = 0.0
 
-    def __init__(self, fmt: AnyFormat, dtype: np.dtype[Any], *, histogram: bool, xp: Any = np):
+    def __init__(self, fmt: AnyFormat, dtype: np.dtype[Any], *, histogram: bool) -> None:
         self.ends = ends(fmt, dtype)
-        self.exponents = Exponents(dtype, xp) if histogram else None
-        self._xp = xp
+        self.exponents = Exponents(dtype) if histogram else None
         self._uint: Any = np.uint32 if dtype == np.float32 else np.uint64
 
     @classmethod
     def of(cls, exact: Any, rounded: Any, fmt: AnyFormat, *, histogram: bool) -> Self:
         """Count `rounded` beside `exact`: of one shape and dtype, of any values."""
-        xp = array_module(exact)
-        tally = cls(fmt, exact.dtype, histogram=histogram, xp=xp)
+        tally = cls(fmt, exact.dtype, histogram=histogram)
+        if array_module(exact) is not np:
+            tally._count_on_device(exact, rounded)
+            return tally
         before, after = exact.reshape(-1), rounded.reshape(-1)
-        fused = compiled.counting(before.size) if xp is np else None
+        fused = compiled.counting(before.size)
         if fused is not None:
             tally._take(fused.count(before, after, *tally._asked()))
             return tally
-        block = BLOCK_BYTES // before.itemsize if xp is np else max(before.size, 1)
+        block = BLOCK_BYTES // before.itemsize
         with np.errstate(all="ignore"):
             for start in range(0, before.size, block):
                 part = slice(start, start + block)
                 tally(before[part], after[part])
         return tally
+
+    def _count_on_device(self, exact: Any, rounded: Any) -> None:
+        limits = self.ends.normal_from, self.ends.largest
+        bins, wanted = HIGHEST - LOWEST + 1, self.exponents is not None
+        found = device.count(exact, rounded, *limits, LOWEST, bins, histogram=wanted)._asdict()
+        counts = found.pop("histogram")
+        vars(self).update(found)
+        if self.exponents is not None:
+            self.exponents.counts += counts
 
     def in_one_pass(
         self,
@@ -128,31 +139,31 @@ class Tally:
 
     def __call__(self, x: Any, r: Any) -> None:
         """Count a block of numbers x that rounding made r of, pass by pass."""
-        xp, edges, where = self._xp, self.ends, scratch("where", x, bool)
-        magnitude = xp.abs(x, out=scratch("magnitude", x))
+        edges, where = self.ends, scratch("where", x, bool)
+        magnitude = np.abs(x, out=scratch("magnitude", x))
         top = float(magnitude.max())
-        finite = top <= edges.finite_to or (isfinite(top) and bool(xp.isfinite(r).all()))
+        finite = top <= edges.finite_to or (isfinite(top) and bool(np.isfinite(r).all()))
         if not finite:
             x, r = self._set_nonfinite_aside(x, r, magnitude)
             top = float(magnitude.max())
         zeros, low = self._smallest(magnitude)
         zeros_after = zeros
         if not finite or low < edges.flushes_below:
-            zeros_after = self._count(xp.equal(r, 0, out=where))
+            zeros_after = _count(np.equal(r, 0, out=where))
         if finite:
             self.zeros += zeros
             self.flushed += zeros_after - zeros
-            changed = 0 if edges.exact else self._count(xp.not_equal(x, r, out=where))
+            changed = 0 if edges.exact else _count(np.not_equal(x, r, out=where))
             self.inexact += changed
         if not finite or changed:
-            self.error += sum_of_squares(xp.subtract(r, x, out=scratch("rest", x)))
+            self.error += sum_of_squares(np.subtract(r, x, out=scratch("rest", x)))
         if low < edges.normal_from:
-            small = xp.abs(r, out=scratch("rest", x))
-            below = self._count(xp.less(small, edges.normal_from, out=where))
+            small = np.abs(r, out=scratch("rest", x))
+            below = _count(np.less(small, edges.normal_from, out=where))
             self.subnormal += below - zeros_after
         if top > edges.largest:
-            self.saturated += self._count(
-                (magnitude > edges.largest) & (xp.abs(r) == edges.largest)
+            self.saturated += _count(
+                (magnitude > edges.largest) & (np.abs(r) == edges.largest)
             )
         self.square += sum_of_squares(x)
         self.amax, self.amin = max(self.amax, top), min(self.amin, low)
@@ -164,9 +175,6 @@ class Tally:
         """How many nonzero finite magnitudes have each exponent, `LOWEST` up; None without any."""
         return None if self.exponents is None else self.exponents.histogram()
 
-    def _count(self, where: Any) -> int:
-        return int(self._xp.count_nonzero(where))  # NumPy counts booleans faster than floats
-
     def _smallest(self, magnitude: Any) -> tuple[int, float]:
         """Return how many magnitudes are 0, and the smallest of the others; inf if there is none.
 
@@ -175,9 +183,9 @@ class Tally:
         bits, zeros = magnitude.view(self._uint), 0
         last = int(bits.min())
         if last == 0:
-            zeros = self._count(self._xp.equal(magnitude, 0, out=scratch("where", magnitude, bool)))
+            zeros = _count(np.equal(magnitude, 0, out=scratch("where", magnitude, bool)))
             rest = scratch("rest", magnitude, self._uint)
-            last = int(self._xp.subtract(bits, self._uint(1), out=rest).min()) + 1
+            last = int(np.subtract(bits, self._uint(1), out=rest).min()) + 1
         if zeros == magnitude.size:
             return zeros, inf
         return zeros, float(self._uint(last).view(magnitude.dtype))
@@ -187,17 +195,16 @@ class Tally:
 
         Overflow leaves both arrays, but not the magnitude, which is about what came in.
         """
-        xp = self._xp
-        finite_before, finite_after = xp.isfinite(x), xp.isfinite(r)
-        self.nonfinite_in += x.size - self._count(finite_before)
-        self.overflowed += self._count(finite_before & ~finite_after)
-        self.nan += self._count(xp.isnan(r))
-        self.zeros += self._count(x == 0)
-        self.flushed += self._count((x != 0) & (r == 0))  # a NaN may be a zero now
-        self.inexact += self._count((x != r) & ~(xp.isnan(x) & xp.isnan(r)))
+        finite_before, finite_after = np.isfinite(x), np.isfinite(r)
+        self.nonfinite_in += x.size - _count(finite_before)
+        self.overflowed += _count(finite_before & ~finite_after)
+        self.nan += _count(np.isnan(r))
+        self.zeros += _count(x == 0)
+        self.flushed += _count((x != 0) & (r == 0))  # a NaN may be a zero now
+        self.inexact += _count((x != r) & ~(np.isnan(x) & np.isnan(r)))
         magnitude[~finite_before] = 0
         both = finite_before & finite_after
-        return xp.where(both, x, 0), xp.where(both, r, 0)
+        return np.where(both, x, 0), np.where(both, r, 0)
 
 
 def sum_of_squares(x: Any) -> float:
@@ -207,3 +214,7 @@ def sum_of_squares(x: Any) -> float:
         return total
     wide = x.astype(np.float64)
     return float(wide @ wide)
+
+
+def _count(where: Any) -> int:
+    return int(np.count_nonzero(where))  # NumPy counts booleans faster than floats

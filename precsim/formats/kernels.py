@@ -35,7 +35,7 @@ from precsim.formats.stochastic import goes_up
 class Watch(Protocol):
     """Who wants to see numbers before and after they are rounded, while both are in a cache."""
 
-    def __call__(self, x: Array, rounded: Array) -> None:
+    def __call__(self, x: Array, rounded: Array, /) -> None:
         """See a block."""
 
     def in_one_pass(

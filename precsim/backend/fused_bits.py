@@ -9,6 +9,10 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 inlined: Any = numba.njit(inline="always")
+part: Any = numba.njit(nogil=True)
+"""For a part of a loop that is compiled and kept."""
+summing: Any = numba.njit(nogil=True, fastmath={"reassoc", "contract"})
+"""For sums, whose terms may be added in any order, and products not be rounded before."""
 _intrinsic: Any = intrinsic
 _copy_bytes: Any = cgutils.raw_memcpy
 

@@ -12,26 +12,21 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from precsim.backend.fused import _NO_WORDS as NO_WORDS
-from precsim.backend.fused import BITS, EXACT, STEPS, compiled
+from precsim.backend.fused import BITS, EXACT, STEPS, Numbers, compiled, unpack
 from precsim.backend.fused import _by_bits as by_bits
 from precsim.backend.fused import _by_steps as by_steps
 from precsim.backend.fused import _choose as choose
 from precsim.backend.fused import _in_float64 as in_float64
-from precsim.backend.fused import _like as like
+from precsim.backend.fused_bits import copy, like, part, summing
 from precsim.formats.arrays import Array
 from precsim.formats.format import Format
 from precsim.formats.modes import Mode, Overflow
 
 BLOCK = 1 << 12
 """Elements of a block."""
-
-_part: Any = numba.njit(nogil=True)
-_summed: Any = numba.njit(nogil=True, fastmath={"reassoc", "contract"})
-"""For sums, whose terms may be added in any order, and products not be rounded before."""
 
 
 class Counted(NamedTuple):
@@ -203,7 +198,7 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
     return run  # type: ignore[no-any-return]
 
 
-@_summed
+@summing
 def _count_finite(before: Any, after: Any, x: Any, r: Any, normal: Any, infinity: Any) -> Any:
     """Count a block, and add up squares; right where all is finite, before and after.
 
@@ -230,7 +225,7 @@ def _count_finite(before: Any, after: Any, x: Any, r: Any, normal: Any, infinity
     return zeros, zeros_after, below, changed, low, top, top_after, square, error
 
 
-@_part
+@part
 def _count_saturated(before: Any, after: Any, largest: Any, infinity: Any) -> Any:
     """Count what was larger than the largest value, and is that now."""
     zero, one = like(0, infinity), like(1, infinity)
@@ -242,7 +237,7 @@ def _count_saturated(before: Any, after: Any, largest: Any, infinity: Any) -> An
     return found
 
 
-@_part
+@part
 def _count_all(
     before: Any, after: Any, normal: Any, largest: Any, infinity: Any, counts: Any
 ) -> Any:
@@ -267,7 +262,7 @@ def _count_all(
     return low, top
 
 
-@_part
+@part
 def _wide_sums(x: Any, r: Any) -> Any:
     """Return the sums of squares in float64, over what is finite before and after."""
     square = error = 0.0
@@ -279,7 +274,7 @@ def _wide_sums(x: Any, r: Any) -> Any:
     return square, error
 
 
-@_part
+@part
 def _add_pairs(bits: Any, places: Any, table: Any) -> None:
     """Count a block's exponent fields, neighbours together, in two tables in turn.
 
@@ -302,7 +297,7 @@ def _add_pairs(bits: Any, places: Any, table: Any) -> None:
         table[0, (bits[even] >> 23) & 0xFF] += one
 
 
-@_part
+@part
 def _read_pairs(table: Any, low: Any, top: Any, found: Any, first: Any) -> None:
     """Add the fields of normal numbers from `low` to `top` to `found`, and clear the tables.
 
@@ -323,7 +318,7 @@ def _read_pairs(table: Any, low: Any, top: Any, found: Any, first: Any) -> None:
                 found[min(max(right - first, 0), found.size - 1)] += times
 
 
-@_part
+@part
 def _add_single(bits: Any, table: Any) -> None:
     """Count a block's exponent fields, in four tables in turn."""
     one, mask = np.uint32(1), np.uint64(0x7FF)
@@ -331,7 +326,7 @@ def _add_single(bits: Any, table: Any) -> None:
         table[i & 3, (bits[i] >> np.uint64(52)) & mask] += one
 
 
-@_part
+@part
 def _read_single(table: Any, low: Any, top: Any, found: Any, first: Any) -> None:
     """Add the fields of normal numbers from `low` to `top` to `found`, and clear the tables."""
     start: Any = max(np.int64(low >> np.uint64(52)), 1)
@@ -343,7 +338,7 @@ def _read_single(table: Any, low: Any, top: Any, found: Any, first: Any) -> None
         table[j, 0] = table[j, 0x7FF] = 0
 
 
-@_part
+@part
 def _add_subnormals(x: Any, found: Any, lowest: Any) -> None:
     """Add the exponents of a block's subnormals, which float32's are not in their fields."""
     tiny = np.finfo(x.dtype).tiny

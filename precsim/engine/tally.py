@@ -162,9 +162,7 @@ class Tally:
             below = _count(np.less(small, edges.normal_from, out=where))
             self.subnormal += below - zeros_after
         if top > edges.largest:
-            self.saturated += _count(
-                (magnitude > edges.largest) & (np.abs(r) == edges.largest)
-            )
+            self.saturated += _count((magnitude > edges.largest) & (np.abs(r) == edges.largest))
         self.square += sum_of_squares(x)
         self.amax, self.amin = max(self.amax, top), min(self.amin, low)
         if self.exponents is not None:

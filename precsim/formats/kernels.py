@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -30,25 +30,7 @@ from precsim.formats.modes import Mode, Overflow, Rounding, Stochastic, Variant,
 from precsim.formats.nearest import Nearest, by_bits, by_steps
 from precsim.formats.scratch import BLOCK_BYTES, SLOT_BYTES, scratch
 from precsim.formats.stochastic import goes_up
-
-
-class Watch(Protocol):
-    """Who wants to see numbers before and after they are rounded, while both are in a cache."""
-
-    def __call__(self, x: Array, rounded: Array, /) -> None:
-        """See a block."""
-
-    def in_one_pass(
-        self,
-        x: Array,
-        out: Array,
-        fmt: Format,
-        rounding: Mode,
-        overflow: Overflow,
-        words: Array | None,
-    ) -> bool:
-        """Round and see x in one pass, if that can be done here; False: it was not."""
-
+from precsim.formats.watch import Watch
 
 ONE_PASS: dict[str, Callable[[Array, Array, Format, Mode, Overflow, Array | None], bool]] = {}
 """What rounds the arrays of a module, by its name, in one pass, or says that it has not; a backend

@@ -69,23 +69,27 @@ def round_into(
     one_pass = ONE_PASS.get(array_module(x).__name__) if watch is None else watch.in_one_pass
     if one_pass is not None and one_pass(x, out, fmt, rounding, overflow, words):
         return
+    on_host, apart = array_module(x) is np, watch is None or out is not x
+    nearest = plan.nearest if rounding is Rounding.NEAREST and on_host else None
+    most = SLOT_BYTES if nearest and watch is None else BLOCK_BYTES
+    block, saturate = (
+        most // x.itemsize if on_host else max(x.size, 1),
+        overflow is Overflow.SATURATE,
+    )
     flat_x, flat_out = x.reshape(-1), out.reshape(-1)
-    if plan.nearest is not None and rounding is Rounding.NEAREST and array_module(x) is np:
-        _round_to_nearest(flat_x, flat_out, plan, plan.nearest, overflow)
-        return
     flat_words = None if words is None else words.reshape(-1)
-    block = plan.block if array_module(x) is np else max(x.size, 1)
     with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
         for start in range(0, flat_x.size, block):
             part = slice(start, start + block)
-            block_words = None if flat_words is None else flat_words[part]
-            source, target = flat_x[part], flat_out[part]
-            rounded = scratch("after", source) if watch is not None and out is x else target
-            plan.kernel(source, rounded, plan, rounding, overflow, block_words)
+            here, there = (flat_x, flat_out) if x.size <= block else (flat_x[part], flat_out[part])
+            rounded = there if apart else scratch("after", here)
+            if nearest is None or not nearest(here, rounded, saturate):
+                drawn = None if flat_words is None else flat_words[part]
+                plan.kernel(here, rounded, plan, rounding, overflow, drawn)
             if watch is not None:
-                watch(source, rounded)
-                if out is x:
-                    target[...] = rounded
+                watch(here, rounded)
+            if not apart:
+                there[...] = rounded
 
 
 def _show(x: Array, block: int, watch: Watch) -> None:
@@ -94,19 +98,6 @@ def _show(x: Array, block: int, watch: Watch) -> None:
         for start in range(0, x.size, block):
             part = x[start : start + block]
             watch(part, part)
-
-
-def _round_to_nearest(
-    x: Array, out: Array, plan: Plan, nearest: Nearest, overflow: Overflow
-) -> None:
-    """Round flat x by the shorter way, and block by block, what has to, by the longer one."""
-    block, saturate = SLOT_BYTES // x.itemsize, overflow is Overflow.SATURATE
-    with np.errstate(all="ignore"):
-        for start in range(0, x.size, block):
-            part = slice(start, start + block)
-            here, there = (x, out) if x.size <= block else (x[part], out[part])
-            if not nearest(here, there, saturate):
-                plan.kernel(here, there, plan, Rounding.NEAREST, overflow, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,8 @@ def count(x: Array, rounded: Array, bounds: Bounds, found: Array, lowest: int) -
     """Count what rounding has done to x."""
     uint = np.uint32 if x.dtype == np.float32 else np.uint64
     run = _counter(uint, None, 0, 0)
-    return _run(run, uint, x, rounded, NO_WORDS, 0, bounds, found, lowest)
+    numbers = np.zeros(len(Numbers._fields), uint)  # by which nothing is rounded
+    return _run(run, uint, x, rounded, NO_WORDS, numbers, bounds, found, lowest)
 
 
 def _run(
@@ -91,7 +92,7 @@ def _run(
     x: Array,
     out: Array,
     drawn: Array,
-    numbers: Any,
+    numbers: Array,
     bounds: Bounds,
     found: Array,
     lowest: int,
@@ -129,10 +130,10 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
 
     @compiled
     def run(
-        source: Any, target: Any, words: Any, c: Any, normal: Any, largest: Any, has_zero: Any,
+        source: Any, target: Any, words: Any, packed: Any, normal: Any, largest: Any, has_zero: Any,
         table: Any, found: Any, first: Any,
     ) -> Any:  # fmt: skip
-        counts = np.zeros(8, np.int64)
+        c, counts = unpack(packed), np.zeros(8, np.int64)
         square = error = 0.0
         low, top = infinity, uint(0)
         room, places = np.empty(BLOCK, uint), np.empty(BLOCK // 2, np.uint16)
@@ -179,9 +180,7 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
                 if small < tiny:
                     _add_subnormals(x, found, first - bias)
             if how is not None:
-                rest = target[start : start + BLOCK]
-                for i in range(rest.size):
-                    rest[i] = after[i]
+                copy(after, target, start, after.size)
         if found.size and top != 0:
             if narrow:
                 _read_pairs(table, low, top, found, first)

@@ -17,6 +17,7 @@ import numpy as np
 from precsim.engine.arithmetic import Arithmetic, Array
 from precsim.engine.dispatch import primitive
 from precsim.engine.ops import sum_to
+from precsim.formats.scratch import scratch
 
 GELU_CUBIC = 0.044715
 """Coefficient of x^3 in the tanh form of GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
@@ -33,21 +34,30 @@ def _parts(x: Array) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
+def _room(slot: str, like: Array) -> Array:
+    """Return memory of any values for a part of an array, which the next part gets again."""
+    return scratch(slot, like.reshape(-1)).reshape(like.shape)
+
+
 def _as_rows(*arrays: Array) -> list[Array]:
     """Return arrays as (N, C), C the last axis; views of contiguous ones."""
     return [x.reshape(-1, x.shape[-1]) for x in arrays]
 
 
 def _largest(xp: Any, rows: Array) -> Array:
-    """Return the maximum of each row (N, 1); NaN if there is one.
+    """Return the maximum of each row (N, 1), of one with a NaN that or any other of its values.
 
-    Along a short axis NumPy finds where the maximum is in half the time that it takes to find it.
+    Along a short axis NumPy is slow at floats.  Read as integers, floats without a sign are in
+    order, and those with one in the opposite order below them.
     """
-    if xp is not np:
+    if xp is not np or rows.size == 0:
         return rows.max(axis=-1, keepdims=True)  # type: ignore[no-any-return]
-    places = rows.argmax(axis=1)
-    places += np.arange(0, rows.size, rows.shape[1])
-    return rows.reshape(-1)[places][:, None]  # type: ignore[no-any-return]
+    signed: Any = np.int32 if rows.dtype == np.float32 else np.int64
+    bits, starts = rows.reshape(-1).view(signed), np.arange(0, rows.size, rows.shape[1])
+    largest = np.maximum.reduceat(bits, starts)
+    if largest.min() < 0:
+        np.copyto(largest, np.minimum.reduceat(bits, starts), where=largest < 0)
+    return largest.view(rows.dtype)[:, None]
 
 
 def _sums(xp: Any, rows: Array) -> Array:
@@ -60,11 +70,15 @@ def _products(xp: Any, a: Array, b: Array) -> Array:
     return xp.einsum("ij,ij->i", a, b)[:, None]  # type: ignore[no-any-return]
 
 
-def _exponentials(xp: Any, x: Array, out: Array) -> Array:
-    """Write e^(x - largest of its row), in which nothing overflows; return the rows' sums (N, 1)."""
-    xp.subtract(x, _largest(xp, x), out=out)
+def _exponentials(xp: Any, x: Array, out: Array) -> tuple[Array, Array]:
+    """Write e^(x - largest of its row), in which nothing overflows.
+
+    Return the rows' sums (N, 1) and their largest (N, 1).
+    """
+    largest = _largest(xp, x)
+    xp.subtract(x, largest, out=out)
     xp.exp(out, out=out)
-    return _sums(xp, out)
+    return _sums(xp, out), largest
 
 
 @primitive("kernel", vjps=(lambda g, out, x, keep=None: softmax_grad(g, out),))
@@ -75,14 +89,29 @@ def softmax(m: Arithmetic, x: Array, keep: Array | None = None) -> Array:
     with a NaN or +inf in it, is NaN.
     """
     out = m.like(x)
-    if keep is not None:  # a hidden NaN becomes -inf, one that is shown +inf, whose row is NaN too
-        limit = m.xp.where(m.xp.asarray(keep), m.xp.inf, -m.xp.inf).astype(x.dtype)
-        x = m.xp.fmin(x, limit, out=out)
-    rows, y = _as_rows(x, out)
-    for part in _parts(y):
-        total = _exponentials(m.xp, rows[part], y[part])
-        y[part] /= total
+    for shown, y in _shown(m.xp, x, out, keep):
+        total, _ = _exponentials(m.xp, shown, y)
+        y /= total
     return out
+
+
+def _shown(xp: Any, x: Array, out: Array, keep: Array | None) -> Iterator[tuple[Array, Array]]:
+    """Cut x and `out` into parts of their rows (N, C); where there is `keep`, x is in `out` already.
+
+    What is hidden becomes -inf, a NaN too; a NaN that is shown +inf, whose row is NaN as well.
+    """
+    rows, y = _as_rows(x, out)
+    if keep is None:
+        yield from ((rows[part], y[part]) for part in _parts(y))
+        return
+    limit = xp.where(xp.asarray(keep), xp.inf, -xp.inf).astype(x.dtype)
+    limit = xp.broadcast_to(limit, x.shape[x.ndim - max(limit.ndim, 1) :])
+    stacks = x.reshape(-1, *limit.shape), out.reshape(-1, *limit.shape)  # of what `keep` tells of
+    for part in _parts(stacks[0].reshape(len(stacks[0]), limit.size)):
+        here, there = (stack[part] for stack in stacks)
+        xp.fmin(here, limit, out=there)
+        shown = there.reshape(-1, x.shape[-1])
+        yield shown, shown
 
 
 @primitive("kernel")
@@ -125,7 +154,7 @@ def layer_norm_grad(m: Arithmetic, g: Array, x: Array, weight: Array, eps: float
     out = m.like(x)
     g, x, z = _as_rows(g, x, out)
     for part in _parts(x):
-        y, gy = m.empty(x[part].shape), z[part]
+        y, gy = _room("normal", x[part]), z[part]
         scale = _normalise(m, x[part], eps, y)
         m.xp.multiply(g[part], weight, out=gy)
         mean = gy.mean(axis=1, keepdims=True)
@@ -182,7 +211,7 @@ def gelu_grad(m: Arithmetic, g: Array, x: Array) -> Array:
     g, x, y = (a.reshape(-1) for a in (g, x, out))
     for part in _parts(x):
         t = _gelu_tanh(m.xp, x[part], y[part])
-        slope, rest = m.empty(t.shape), m.empty(t.shape)
+        slope, rest = _room("slope", t), _room("rest", t)
         m.xp.multiply(x[part], 3 * GELU_CUBIC, out=slope)
         slope *= x[part]
         slope += 1
@@ -217,9 +246,8 @@ def cross_entropy(m: Arithmetic, x: Array, targets: Array) -> Array:
     rows, targets = xp.arange(x.shape[0]), xp.asarray(targets)
     lse = xp.empty(x.shape[0], x.dtype)
     for part in _parts(x):
-        y = m.empty(x[part].shape)
-        total = _exponentials(xp, x[part], y)
-        lse[part] = (xp.log(total) + _largest(xp, x[part]))[:, 0]
+        total, largest = _exponentials(xp, x[part], _room("exponentials", x[part]))
+        lse[part] = (xp.log(total) + largest)[:, 0]
     counted = targets >= 0
     picked = x[rows, xp.where(counted, targets, 0)]
     losses = xp.where(counted, lse - picked, 0)
@@ -232,7 +260,7 @@ def cross_entropy_grad(m: Arithmetic, g: Array, x: Array, targets: Array) -> Arr
     xp, out = m.xp, m.like(x)
     rows, targets = xp.arange(x.shape[0]), xp.asarray(targets)
     for part in _parts(x):
-        total = _exponentials(xp, x[part], out[part])
+        total, _ = _exponentials(xp, x[part], out[part])
         out[part] /= total
     counted = targets >= 0
     out[rows[counted], targets[counted]] -= 1

@@ -28,6 +28,13 @@ from precsim.formats.arrays import array_module
 @primitive("movement", vjps=(lambda g, out, x, shape: reshape(g, shape=x.shape),))
 def reshape(m: Arithmetic, x: Array, shape: tuple[int, ...]) -> Array:
     """Return the values in another shape; raise `ValueError` if the sizes differ."""
+    if m.xp is np and not x.flags.c_contiguous:
+        try:
+            return np.reshape(x, shape, copy=False)
+        except ValueError:  # the values do not lie in that order
+            ordered = m.like(x)
+            ordered[...] = x
+            return ordered.reshape(shape)
     return x.reshape(shape)
 
 

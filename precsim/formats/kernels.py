@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from precsim.formats import drawn, nearest
 from precsim.formats.arrays import Array, array_module
 from precsim.formats.edges import finish
 from precsim.formats.format import Format, Specials
 from precsim.formats.modes import Mode, Overflow, Rounding, Stochastic, Variant, stochastic
-from precsim.formats.nearest import Nearest, by_bits, by_steps
+from precsim.formats.nearest import Short
 from precsim.formats.scratch import BLOCK_BYTES, SLOT_BYTES, scratch
 from precsim.formats.stochastic import goes_up
 from precsim.formats.watch import Watch
@@ -70,26 +71,31 @@ def round_into(
     if one_pass is not None and one_pass(x, out, fmt, rounding, overflow, words):
         return
     on_host, apart = array_module(x) is np, watch is None or out is not x
-    nearest = plan.nearest if rounding is Rounding.NEAREST and on_host else None
-    most = SLOT_BYTES if nearest and watch is None else BLOCK_BYTES
-    block, saturate = (
-        most // x.itemsize if on_host else max(x.size, 1),
-        overflow is Overflow.SATURATE,
-    )
+    short = _shorter(plan, rounding) if on_host else None
+    most = SLOT_BYTES if words is None and short and watch is None else BLOCK_BYTES
+    block = most // x.itemsize if on_host else max(x.size, 1)
+    saturate = overflow is Overflow.SATURATE
     flat_x, flat_out = x.reshape(-1), out.reshape(-1)
     flat_words = None if words is None else words.reshape(-1)
     with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
         for start in range(0, flat_x.size, block):
             part = slice(start, start + block)
             here, there = (flat_x, flat_out) if x.size <= block else (flat_x[part], flat_out[part])
+            these = None if flat_words is None else flat_words[part]
             rounded = there if apart else scratch("after", here)
-            if nearest is None or not nearest(here, rounded, saturate):
-                drawn = None if flat_words is None else flat_words[part]
-                plan.kernel(here, rounded, plan, rounding, overflow, drawn)
+            if short is None or not short(here, rounded, these, saturate):
+                plan.kernel(here, rounded, plan, rounding, overflow, these)
             if watch is not None:
                 watch(here, rounded)
             if not apart:
                 there[...] = rounded
+
+
+def _shorter(plan: Plan, rounding: Mode) -> Short | None:
+    """Return what is quicker than the plan's kernel where it does what that does."""
+    if rounding is Rounding.NEAREST:
+        return plan.nearest
+    return plan.drawn if rounding is Rounding.STOCHASTIC else None
 
 
 def _show(x: Array, block: int, watch: Watch) -> None:
@@ -106,7 +112,8 @@ class Plan:
 
     fmt: Format
     kernel: Callable[[Array, Array, Plan, Mode, Overflow, Array | None], None]
-    nearest: Nearest | None  # what is quicker than the kernel where it does what that does
+    nearest: Short | None
+    drawn: Short | None
     block: int
     holds_carrier: bool  # every carrier value is a value of the format
     uint: Any
@@ -142,6 +149,7 @@ def plan_for(dtype: np.dtype[Any], fmt: Format) -> Plan:
             fmt=fmt,
             kernel=kernel,
             nearest=_nearest(dtype, fmt, kernel),
+            drawn=drawn.by_steps(dtype, fmt) if kernel is round_in_steps else None,
             block=BLOCK_BYTES // dtype.itemsize,
             holds_carrier=shift == 0 and kernel is round_by_bits and fmt.subnormals,
             uint=uint,
@@ -183,8 +191,8 @@ def _choose(dtype: np.dtype[Any], fmt: Format) -> Callable[..., None]:
     return round_in_float64
 
 
-def _nearest(dtype: np.dtype[Any], fmt: Format, kernel: Callable[..., None]) -> Nearest | None:
-    shorter = {round_in_steps: by_steps, round_by_bits: by_bits}.get(kernel)
+def _nearest(dtype: np.dtype[Any], fmt: Format, kernel: Callable[..., None]) -> Short | None:
+    shorter = {round_in_steps: nearest.by_steps, round_by_bits: nearest.by_bits}.get(kernel)
     return shorter(dtype, fmt) if shorter else None
 
 

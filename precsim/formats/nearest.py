@@ -18,51 +18,39 @@ from precsim.formats.arrays import Array
 from precsim.formats.format import Format
 from precsim.formats.scratch import scratch_bits
 
-Nearest = Callable[[Array, Array, bool], bool]
-"""``(x, out, saturate)`` rounds a flat block, or says that it has not, and left x as it was."""
+Short = Callable[[Array, Array, Array | None, bool], bool]
+"""``(x, out, words, saturate)`` rounds a flat block, or says that it has not, and left x as it was."""
 
 _Constants = Callable[[Any], Array]
 
 
-def by_steps(dtype: np.dtype[Any], fmt: Format) -> Nearest | None:
+def by_steps(dtype: np.dtype[Any], fmt: Format) -> Short | None:
     """Return what rounds multiples of the spacing to whole numbers; None: it needs more care.
 
     x is multiplied with the reciprocal of the spacing, and divided by it again: both are exact.
     """
     if not (fmt.signed and fmt.subnormals):
         return None
-    number, word = _constants(dtype)
-    nmant, maxexp = np.finfo(dtype).nmant, np.finfo(dtype).maxexp
-    field_mask = word((1 << dtype.itemsize * 8 - 1) - (1 << nmant))
-    low = number(2.0**fmt.emin).view(word(0).dtype)
-    high = number(2.0 ** max(fmt.emin, fmt.emax)).view(word(0).dtype)
-    top = number(2.0**fmt.emax).view(word(0).dtype)[()]
-    # Taken from this, the bits of the power of two below x leave those of 1 / spacing.
-    mirror = word(2 * maxexp - 2 + fmt.man_bits << nmant)
-    edge, zero = _edge(dtype, fmt), None if fmt.has_negative_zero else number(0)
-    clips = not fmt.has_nan
+    find, treat, zero = reciprocals(dtype, fmt), edge(dtype, fmt), np.array(0, dtype)
 
-    def run(x: Array, out: Array, saturate: bool) -> bool:
-        if clips and not saturate:
+    def run(x: Array, out: Array, words: Array | None, saturate: bool) -> bool:
+        if not (saturate or fmt.has_nan):
             return False
         inverse, bits = scratch_bits("step", x)
-        np.bitwise_and(x.view(bits.dtype), field_mask, out=bits)
-        beyond = bits.max() >= top
-        bits.clip(low, high, out=bits)
-        np.subtract(mirror, bits, out=bits)
+        beyond = find(x, bits)
         np.multiply(x, inverse, out=out)
         np.rint(out, out=out)
         np.divide(out, inverse, out=out)
         if beyond:
-            edge(out, saturate)
-        if zero is not None:  # -0 + 0 is +0
+            treat(out, saturate)
+        if not fmt.has_negative_zero:  # -0 + 0 is +0
             np.add(out, zero, out=out)
         return True
 
     return run
 
 
-def by_bits(dtype: np.dtype[Any], fmt: Format) -> Nearest | None:
+def by_bits(dtype: np.dtype[Any], fmt: Format) -> Short | None:
     """Return what rounds a format with the carrier's exponents by adding to the bits."""
     shift = np.finfo(dtype).nmant - fmt.man_bits
     if shift == 0 or not (fmt.signed and fmt.subnormals):
@@ -72,7 +60,7 @@ def by_bits(dtype: np.dtype[Any], fmt: Format) -> Nearest | None:
     keep = word((1 << dtype.itemsize * 8) - (1 << shift))
     largest, least = number(fmt.max), number(-fmt.max)
 
-    def run(x: Array, out: Array, saturate: bool) -> bool:
+    def run(x: Array, out: Array, words: Array | None, saturate: bool) -> bool:
         if isnan(x.max()):  # a carry out of a NaN would make it a number
             return False
         _, bits = scratch_bits("step", x)
@@ -89,7 +77,33 @@ def by_bits(dtype: np.dtype[Any], fmt: Format) -> Nearest | None:
     return run
 
 
-def _edge(dtype: np.dtype[Any], fmt: Format) -> Callable[[Array, bool], None]:
+def reciprocals(
+    dtype: np.dtype[Any], fmt: Format, fraction: int = 0
+) -> Callable[[Array, Array], bool]:
+    """Return ``(x, bits)``, which writes the bits of 2^fraction / spacing around each x.
+
+    It says whether there is any x from 2^emax on.
+    """
+    number, word = _constants(dtype)
+    nmant, maxexp = int(np.finfo(dtype).nmant), int(np.finfo(dtype).maxexp)
+    field = word((1 << dtype.itemsize * 8 - 1) - (1 << nmant))
+    low = number(2.0**fmt.emin).view(field.dtype)
+    high = number(2.0 ** max(fmt.emin, fmt.emax)).view(field.dtype)
+    top = number(2.0**fmt.emax).view(field.dtype)[()]
+    # Taken from this, the bits of the power of two below x leave those of the reciprocal.
+    mirror = word(2 * maxexp - 2 + fmt.man_bits + fraction << nmant)
+
+    def find(x: Array, bits: Array) -> bool:
+        np.bitwise_and(x.view(bits.dtype), field, out=bits)
+        beyond = bool(bits.max() >= top)
+        bits.clip(low, high, out=bits)
+        np.subtract(mirror, bits, out=bits)
+        return beyond
+
+    return find
+
+
+def edge(dtype: np.dtype[Any], fmt: Format) -> Callable[[Array, bool], None]:
     """Return what makes of rounded numbers beyond the largest that, an infinity or NaN, in place."""
     number, word = _constants(dtype)
     largest, least = number(fmt.max), number(-fmt.max)

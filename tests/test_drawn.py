@@ -1,0 +1,65 @@
+"""Stochastic rounding in fixed point: what the first bits of a word leave open, and the top."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from precsim import testing
+from precsim.formats.kernels import plan_for
+from precsim.formats.quantize import quantize
+from precsim.formats.registry import element_of, format
+
+
+def element(name):
+    return element_of(format(name))
+
+
+def test_float32_goes_that_way_and_float64_does_not():
+    assert plan_for(np.dtype("f4"), format("fp16")).drawn
+    assert not plan_for(np.dtype("f8"), format("fp16")).drawn
+    assert not plan_for(np.dtype("f4"), format("fp16_ftz")).drawn
+
+
+@pytest.mark.parametrize("name", ["fp16", "e4m3", "e5m2", "e2m1", "int8", "e3m2"])
+@pytest.mark.parametrize("word", [0, 1, 2, 1000, 2**13, 2**19 - 1, 2**31, 2**32 - 1])
+def test_later_bits_of_a_word_decide_where_the_first_are_equal(name, word):
+    """A magnitude below the quantum goes up iff it exceeds (word + 1/2) / 2^32 of it."""
+    fmt = element(name)
+    edge = Fraction(2 * word + 1, 2**33) * Fraction(fmt.quantum)
+    near = np.float32(float(edge))
+    below, above = np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(np.inf))
+    x = np.array([below, near, above], np.float32)
+    want = [fmt.quantum if Fraction(float(v)) > edge else 0.0 for v in x]
+    words = np.full(3, word, np.uint32)
+    assert quantize(x, fmt, "stochastic", random=words).tolist() == want
+    assert quantize(-x, fmt, "stochastic", random=words).tolist() == [-v for v in want]
+
+
+@pytest.mark.parametrize("name", ["fp16", "e4m3", "e5m2", "e2m1", "e4m3fnuz"])
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e4, 1e12, 1e38])
+@pytest.mark.parametrize("word", [0, 2**31 + 5, 2**32 - 1])
+def test_blocks_of_one_size_of_numbers_are_the_specification(name, scale, word):
+    fmt = element(name)
+    x = np.random.default_rng(0).standard_normal(300).astype(np.float32)
+    with np.errstate(over="ignore"):
+        x *= np.float32(scale)
+    words = np.full(x.size, word, np.uint32)
+    for overflow in ("ieee", "saturate"):
+        where = overflow if fmt.has_nan else "saturate"
+
+        def run(v, where=where):
+            return quantize(v, fmt, "stochastic", where, random=words)
+
+        assert testing.check_rounding(run, fmt, "stochastic", where, x, words) == x.size
+
+
+def test_a_nan_in_a_block_changes_nothing_for_the_others():
+    x = np.random.default_rng(0).standard_normal(1000).astype(np.float32) * 1e5
+    words = np.random.default_rng(1).integers(0, 2**32, x.size, np.uint32)
+    want = quantize(x, "fp16", "stochastic", random=words)
+    x[500] = np.nan
+    got = quantize(x, "fp16", "stochastic", random=words)
+    assert np.isnan(got[500])
+    kept = np.arange(1000) != 500
+    testing.assert_same(got[kept], want[kept], x[kept])

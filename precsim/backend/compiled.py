@@ -123,6 +123,15 @@ def counting(size: int) -> Any:
     return fused_counts
 
 
+def comparing() -> Any:
+    """Return the module that compares results with float64 (`fused_errors`), as `counting` does."""
+    if _kernels(LARGE, counts=False) is None:
+        return None
+    from precsim.backend import fused_errors
+
+    return fused_errors
+
+
 @cache
 def _fused() -> ModuleType | None:
     """Return the module of compiled kernels, which imports Numba; None where that is missing."""

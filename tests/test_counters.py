@@ -158,11 +158,16 @@ def test_counts_of_large_arrays(low, high, name, size, arithmetic):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("size", [1, 100, 200_001])
+@pytest.mark.parametrize("size", [1, 100, 1025, 200_001])
+@pytest.mark.parametrize("scale", [1, 1e-30, 1e20])
 @pytest.mark.parametrize("name", ["e4m3", "bf16", "fp32", "int8:row"])
-def test_what_counts_changes_no_bit_of_the_counts(name, size, dtype):
+def test_what_counts_changes_no_bit_of_the_counts(name, scale, size, dtype):
+    """NumPy's passes and compiled kernels; the first half has what is not finite, and subnormals."""
     pytest.importorskip("numba")
-    x = (np.random.default_rng(size).standard_normal(size) ** 5).astype(dtype)
+    x = (np.random.default_rng(size).standard_normal(size) ** 7 * scale).astype(dtype)
+    x[::5] = 0
+    if size > 1:
+        x[[3, 7, 9, 11]] = np.nan, np.inf, -np.inf, np.finfo(dtype).smallest_subnormal
     fmt, r = ps.format(name), ps.quantize(x, name)
     found = []
     for kernels in ("numpy", "numba"):
@@ -170,10 +175,34 @@ def test_what_counts_changes_no_bit_of_the_counts(name, size, dtype):
             tally = Tally.of(x, r, fmt, histogram=True)
         counted = {n: getattr(tally, n) for n in ("amax", "amin", *COUNTS[1:9])}
         found.append((counted, tally.histogram.tolist()))
-        kept = np.isfinite(r)
-        squares = [np.square(a[kept], dtype=float).sum() for a in (x, r - x)]
+        kept = np.isfinite(r) & np.isfinite(x)
+        wide, errors = x[kept].astype(float), r[kept].astype(float) - x[kept]
+        squares = [float(values @ values) for values in (wide, errors)]
         assert (tally.square, tally.error) == pytest.approx(squares, rel=1e-5)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kernels", ["numpy", "numba"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["e4m3", "e5m2:stochastic", "bf16", "tf32:saturate", "e2m1"])
+def test_what_is_counted_on_the_way_is_rounded_as_ever(name, dtype, kernels):
+    """With an observer that does without results before rounding, and one that does not."""
+    if kernels == "numba":
+        pytest.importorskip("numba")
+    x = (np.random.default_rng(0).standard_normal(100_001) ** 7 * 1e3).astype(dtype)
+    x[::5], x[[3, 7, 9]] = 0, (np.nan, np.inf, 1e-42)
+    arithmetic = "fast" if dtype == np.float32 else "exact"
+    rows, results = [], []
+    for others in ([], [lambda event: None]):
+        counters = ps.Counters()
+        policy = ps.Policy.uniform(name, arithmetic=arithmetic)
+        with tier(kernels), ps.using(policy, observers=[counters, *others], seed=1):
+            results.append(ps.ops.mul(x, 1.0).data)
+        rows.append([row.to_dict() for row in counters.rows])
+    with tier("numpy"), ps.using(policy, seed=1):
+        np.testing.assert_array_equal(results[0], ps.ops.mul(x, 1.0).data)
+    np.testing.assert_array_equal(*results)
+    assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 0), (0,), (2, 3)])

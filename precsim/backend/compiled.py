@@ -116,8 +116,11 @@ def counting(size: int) -> Any:
 
     In the same tiers as it rounds, of arrays of any size: counting takes NumPy a dozen calls.
     """
-    if _kernels(max(size, LARGE)) is None:
-        return None
+    return None if _kernels(max(size, LARGE)) is None else _fused_counts()
+
+
+@cache
+def _fused_counts() -> ModuleType:
     from precsim.backend import fused_counts
 
     return fused_counts

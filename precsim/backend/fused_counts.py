@@ -27,6 +27,8 @@ from precsim.formats.modes import Mode, Overflow
 
 BLOCK = 1 << 12
 """Elements of a block."""
+FEW = 1 << 10
+"""Elements of an array that is smaller than the tables in which exponents are counted."""
 
 
 class Counted(NamedTuple):
@@ -47,11 +49,12 @@ class Counted(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Where the ends of a format are: bits of its smallest normal value, 0 for none, and its largest."""
+    """Where the ends of a format are, as bits: 0 where there is no lower end, infinity for no upper."""
 
-    normal: Any
-    largest: Any
-    has_zero: bool
+    flush: Any  # a smaller magnitude may become zero
+    normal: Any  # a smaller result is subnormal or zero
+    largest: Any  # a larger result is not finite
+    safe: Any  # a smaller magnitude is finite, and so is its result
 
 
 def round_into(
@@ -101,7 +104,8 @@ def _run(
         table, first = _tables.pairs, 127 + lowest
     else:
         table, first = _tables.single, 1023 + lowest
-    before, after = x.reshape(-1).view(uint), out.reshape(-1).view(uint)
+    before = x.reshape(-1).view(uint)
+    after = before if out is x else out.reshape(-1).view(uint)
     return Counted(*run(before, after, drawn, numbers, *bounds, table, found, first))
 
 
@@ -124,18 +128,21 @@ _tables = _Tables()
 def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., tuple[Any, ...]]:
     """Return the loop over the blocks of an array; `how` None: what is in `target` is rounded."""
     value: Any = np.float32 if uint is np.uint32 else np.float64
-    infinity, tiny = _infinity(uint), np.finfo(value).tiny.view(uint)
+    zero, infinity, tiny = uint(0), _infinity(uint), np.finfo(value).tiny.view(uint)
     narrow = uint is np.uint32
+    shift = uint(23 if narrow else 52)
     least, most, bias = value(1e-24), value(1e36), 127 if narrow else 1023
 
     @compiled
     def run(
-        source: Any, target: Any, words: Any, packed: Any, normal: Any, largest: Any, has_zero: Any,
+        source: Any, target: Any, words: Any, packed: Any, flush: Any, normal: Any,
+        largest: Any, safe: Any,
         table: Any, found: Any, first: Any,
     ) -> Any:  # fmt: skip
         c, counts = unpack(packed), np.zeros(8, np.int64)
         square = error = 0.0
-        low, top = infinity, uint(0)
+        ends, few = max(flush, normal), source.size <= FEW
+        low, top = infinity, zero
         room, places = np.empty(BLOCK, uint), np.empty(BLOCK // 2, np.uint16)
         for start in range(0, source.size, BLOCK):
             before = source[start : start + BLOCK]
@@ -151,17 +158,18 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
                     else:
                         after[i] = in_float64(before[i], word, c, mode, kind)
             x, r = before.view(value), after.view(value)
-            zeros, zeros_after, below, changed, small, high, high_after, s, e = _count_finite(
-                before, after, x, r, normal, infinity
-            )
-            finite = max(high, high_after) < infinity
+            zeros, changed, small, high, s, e = _count_finite(before, x, r, infinity)
+            finite, saturated = high < safe, zero
+            if not finite:
+                finite, saturated = _count_high(before, after, largest, infinity)
             if finite:
                 counts[0] += zeros
-                counts[1] += zeros_after - zeros if has_zero else 0
-                counts[2] += below - zeros_after if normal != 0 else 0
                 counts[3] += changed
-                if high > largest:
-                    counts[4] += _count_saturated(before, after, largest, infinity)
+                counts[4] += saturated
+                if small < ends:
+                    zeros_after, below = _count_low(after, normal)
+                    counts[1] += zeros_after - zeros if flush != 0 else 0
+                    counts[2] += below - zeros_after if normal != 0 else 0
             else:
                 small, high = _count_all(before, after, normal, largest, infinity, counts)
             low, top = min(low, small), max(top, high)
@@ -173,7 +181,9 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
                 square += wide
                 error += wide_error
             if found.size:
-                if narrow:
+                if few:
+                    _add_one_by_one(before, shift, found, first)
+                elif narrow:
                     _add_pairs(before, places, table)
                 else:
                     _add_single(before, table)
@@ -181,14 +191,14 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
                     _add_subnormals(x, found, first - bias)
             if how is not None:
                 copy(after, target, start, after.size)
-        if found.size and top != 0:
+        if found.size and top != 0 and not few:
             if narrow:
                 _read_pairs(table, low, top, found, first)
             else:
                 _read_single(table, low, top, found, first)
-        ends = np.empty(2, uint)
-        ends[0], ends[1] = low, top
-        smallest, largest_of_all = ends.view(value)
+        extremes = np.empty(2, uint)
+        extremes[0], extremes[1] = low, top
+        smallest, largest_of_all = extremes.view(value)
         return (
             counts[0], counts[1], counts[2], counts[3], counts[4], counts[5], counts[6], counts[7],
             square, error, smallest, largest_of_all,
@@ -198,7 +208,7 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
 
 
 @summing
-def _count_finite(before: Any, after: Any, x: Any, r: Any, normal: Any, infinity: Any) -> Any:
+def _count_finite(before: Any, x: Any, r: Any, infinity: Any) -> Any:
     """Count a block, and add up squares; right where all is finite, before and after.
 
     In integers of the bits' own width: others would halve the vectors.
@@ -206,34 +216,45 @@ def _count_finite(before: Any, after: Any, x: Any, r: Any, normal: Any, infinity
     zero, one = like(0, infinity), like(1, infinity)
     last = like(zero - one, infinity)
     magnitude = like(last >> one, infinity)
-    zeros = zeros_after = below = changed = top = top_after = zero
+    zeros = changed = top = zero
     low = last
     square = error = like(0.0, x[0])
     for i in range(before.size):
-        b, a = like(before[i] & magnitude, zero), like(after[i] & magnitude, zero)
+        b = like(before[i] & magnitude, zero)
         zeros = like(zeros + like(b == zero, zero), zero)
-        zeros_after = like(zeros_after + like(a == zero, zero), zero)
-        below = like(below + like(a < normal, zero), zero)
-        top, top_after = max(top, b), max(top_after, a)
-        low = min(low, like(b - one, zero))
+        top, low = max(top, b), min(low, like(b - one, zero))
         e = r[i] - x[i]
         changed = like(changed + like(e != 0, zero), zero)
         square += x[i] * x[i]
         error += e * e
     low = infinity if low == last else like(low + one, zero)
-    return zeros, zeros_after, below, changed, low, top, top_after, square, error
+    return zeros, changed, low, top, square, error
 
 
 @part
-def _count_saturated(before: Any, after: Any, largest: Any, infinity: Any) -> Any:
-    """Count what was larger than the largest value, and is that now."""
+def _count_low(after: Any, normal: Any) -> Any:
+    """Count zeros, and magnitudes below the bits of one."""
+    zero, one = like(0, normal), like(1, normal)
+    magnitude = like(like(zero - one, zero) >> one, zero)
+    zeros = below = zero
+    for i in range(after.size):
+        a = like(after[i] & magnitude, zero)
+        zeros = like(zeros + like(a == zero, zero), zero)
+        below = like(below + like(a < normal, zero), zero)
+    return zeros, below
+
+
+@part
+def _count_high(before: Any, after: Any, largest: Any, infinity: Any) -> Any:
+    """Return whether all is finite, and how much was larger than the largest value, and is that now."""
     zero, one = like(0, infinity), like(1, infinity)
     magnitude = like(like(zero - one, zero) >> one, zero)
-    found = zero
+    found = top = zero
     for i in range(before.size):
         b, a = like(before[i] & magnitude, zero), like(after[i] & magnitude, zero)
         found = like(found + like((b > largest) & (a == largest), zero), zero)
-    return found
+        top = max(top, max(a, b))
+    return top < infinity, found
 
 
 @part
@@ -274,6 +295,16 @@ def _wide_sums(x: Any, r: Any) -> Any:
 
 
 @part
+def _add_one_by_one(bits: Any, shift: Any, found: Any, first: Any) -> None:
+    """Count the exponent fields of a small array's normal numbers, without a table."""
+    last = like(like(0, shift) - like(1, shift), shift) >> shift >> like(1, shift)
+    for i in range(bits.size):
+        field = np.int64((bits[i] >> shift) & last)
+        if 0 < field < last:
+            found[min(max(field - first, 0), found.size - 1)] += 1
+
+
+@part
 def _add_pairs(bits: Any, places: Any, table: Any) -> None:
     """Count a block's exponent fields, neighbours together, in two tables in turn.
 
@@ -304,17 +335,33 @@ def _read_pairs(table: Any, low: Any, top: Any, found: Any, first: Any) -> None:
     """
     start: Any = max(np.int64(low >> 23), 1)
     stop = np.int64(top >> 23) + 1
-    for i in range(start - 2, stop):
-        left = 0 if i == start - 1 else (255 if i == start - 2 else i)
-        for j in range(start - 2, stop):
-            right = 0 if j == start - 1 else (255 if j == start - 2 else j)
-            place = left << 8 | right
-            times = np.int64(table[0, place]) + np.int64(table[1, place])
-            table[0, place] = table[1, place] = np.uint32(0)
-            if i >= start:
-                found[min(max(left - first, 0), found.size - 1)] += times
-            if j >= start:
-                found[min(max(right - first, 0), found.size - 1)] += times
+    times = np.zeros(256, np.uint32)
+    for field in range(start - 2, stop):
+        left = 0 if field == start - 2 else (255 if field == start - 1 else field)
+        for j in range(2):
+            row = table[j, left << 8 : (left + 1) << 8]
+            total = row[0] + row[255] + _move(row[start:stop], times[start:stop])
+            times[left] += total
+            row[0] = row[255] = np.uint32(0)
+    _add_fields(times[start:stop], start - first, found)
+
+
+@part
+def _move(row: Any, times: Any) -> Any:
+    """Add a row of a table to `times`, clear it, and return its sum."""
+    total = np.uint32(0)
+    for i in range(row.size):
+        total = np.uint32(total + row[i])
+        times[i] += row[i]
+        row[i] = np.uint32(0)
+    return total
+
+
+@part
+def _add_fields(times: Any, place: Any, found: Any) -> None:
+    """Add how often fields came to `found`, from a place on; its ends take what is beyond them."""
+    for i in range(times.size):
+        found[min(max(place + i, 0), found.size - 1)] += times[i]
 
 
 @part
@@ -331,10 +378,10 @@ def _read_single(table: Any, low: Any, top: Any, found: Any, first: Any) -> None
     start: Any = max(np.int64(low >> np.uint64(52)), 1)
     stop = np.int64(top >> np.uint64(52)) + 1
     for j in range(4):
-        for field in range(start, stop):
-            found[min(max(field - first, 0), found.size - 1)] += table[j, field]
-            table[j, field] = 0
-        table[j, 0] = table[j, 0x7FF] = 0
+        row = table[j]
+        _add_fields(row[start:stop], start - first, found)
+        row[start:stop] = np.uint32(0)
+        row[0] = row[0x7FF] = np.uint32(0)
 
 
 @part

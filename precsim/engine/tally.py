@@ -31,9 +31,7 @@ class Ends(NamedTuple):
     normal_from: float  # a smaller result is subnormal or zero
     finite_to: float  # no larger magnitude, no infinity and no NaN
     largest: float  # beyond it results are saturated, or infinite, or NaN
-    normal_bits: Any  # and the bits of these two, and of infinity
-    largest_bits: Any
-    infinity_bits: int
+    bits: tuple[Any, ...]  # the same for compiled kernels (`precsim.backend.fused_counts.Bounds`)
 
 
 @lru_cache(maxsize=1024)
@@ -46,17 +44,10 @@ def ends(fmt: AnyFormat, dtype: np.dtype[Any]) -> Ends:
         exact = fmt.subnormals and fmt.has_inf and (fmt.man_bits, fmt.emin, fmt.emax) == carrier
         smallest, finite = (fmt.smallest_subnormal, fmt.max) if fmt.signed else (inf, -1.0)
         normal, largest = fmt.smallest_normal if has_zero else 0.0, fmt.max
-    bits: Any = np.array([normal, largest, inf], dtype).view(f"u{dtype.itemsize}")
-    return Ends(
-        exact,
-        smallest if has_zero else 0.0,
-        normal,
-        finite,
-        largest,
-        bits[0],
-        bits[1],
-        int(bits[2]),
-    )
+    flushes = smallest if has_zero else 0.0
+    safe = max(finite, 0.0)
+    bits: Any = np.array([flushes, normal, largest, safe], dtype).view(f"u{dtype.itemsize}")
+    return Ends(exact, flushes, normal, finite, largest, tuple(bits))
 
 
 _NO_BINS = np.zeros(0, np.int64)
@@ -124,10 +115,8 @@ class Tally:
 
     def _asked(self) -> tuple[Any, ...]:
         """Return what compiled kernels need to know."""
-        ends = self.ends
-        bounds = ends.normal_bits, ends.largest_bits, ends.flushes_below > 0
         found = _NO_BINS if self.exponents is None else self.exponents.counts
-        return bounds, found, LOWEST
+        return self.ends.bits, found, LOWEST
 
     def _take(self, found: Any) -> bool:
         """Keep what compiled kernels counted in a whole array; False if they did not."""

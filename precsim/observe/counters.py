@@ -183,7 +183,7 @@ def count(event: Event, *, histogram: bool = True) -> OpCounts:
              fmt.name, element_of(fmt).u, event.rounded.size)  # fmt: skip
     if not event.rounded.size:
         return OpCounts(*names)
-    if t is None or (histogram and t.histogram is None):
+    if t is None or (histogram and t.exponents is None):
         t = Tally.of(event.exact, event.rounded, fmt, histogram=histogram)
     counts = OpCounts(
         *names, t.zeros, t.flushed, t.subnormal, t.overflowed, t.saturated, t.nan, t.nonfinite_in,

@@ -31,21 +31,9 @@ FEW = 1 << 10
 """Elements of an array that is smaller than the tables in which exponents are counted."""
 
 
-class Counted(NamedTuple):
-    """What `count` counts; `low` is infinity where no finite magnitude is larger than 0."""
-
-    zeros: int
-    flushed: int
-    subnormal: int
-    inexact: int
-    saturated: int
-    overflowed: int
-    nan: int
-    nonfinite_in: int
-    square: float
-    error: float
-    low: float
-    top: float
+Counted = tuple[int, int, int, int, int, int, int, int, float, float, float, float]
+"""Zeros, flushed, subnormal, inexact, saturated, overflowed, NaN, not finite before; square and error;
+the smallest magnitude of a finite number but 0, infinity if there is none, and the largest."""
 
 
 class Bounds(NamedTuple):
@@ -90,7 +78,7 @@ def count(x: Array, rounded: Array, bounds: Bounds, found: Array, lowest: int) -
 
 
 def _run(
-    run: Callable[..., tuple[Any, ...]],
+    run: Callable[..., Counted],
     uint: Any,
     x: Array,
     out: Array,
@@ -106,7 +94,7 @@ def _run(
         table, first = _tables.single, 1023 + lowest
     before = x.reshape(-1).view(uint)
     after = before if out is x else out.reshape(-1).view(uint)
-    return Counted(*run(before, after, drawn, numbers, *bounds, table, found, first))
+    return run(before, after, drawn, numbers, *bounds, table, found, first)
 
 
 def _infinity(uint: Any) -> Any:
@@ -125,7 +113,7 @@ _tables = _Tables()
 
 
 @cache
-def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., tuple[Any, ...]]:
+def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., Counted]:
     """Return the loop over the blocks of an array; `how` None: what is in `target` is rounded."""
     value: Any = np.float32 if uint is np.uint32 else np.float64
     zero, infinity, tiny = uint(0), _infinity(uint), np.finfo(value).tiny.view(uint)
@@ -261,7 +249,7 @@ def _count_high(before: Any, after: Any, largest: Any, infinity: Any) -> Any:
 def _count_all(
     before: Any, after: Any, normal: Any, largest: Any, infinity: Any, counts: Any
 ) -> Any:
-    """Count a block of any values: add to `counts`, as `Counted` has them."""
+    """Count a block of any values: add to `counts`, the first eight of `Counted`."""
     zero, one = like(0, infinity), like(1, infinity)
     magnitude = like(like(zero - one, zero) >> one, zero)
     low, top = infinity, zero

@@ -30,24 +30,24 @@ class Exponents:
     they span less than 2^BITS; what is in the table goes to the histogram before they span more.
     """
 
+    _pairs: npt.NDArray[np.int64] | None = None
+    _zeros = 0
+    _first, _last = 0, 0  # exponent fields in the table, if there is one
+
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        self._dtype = dtype
-        self._tiny, self._shift = (2.0**-126, 23) if dtype == np.float32 else (2.0**-1022, 52)
         self.counts = np.zeros(HIGHEST - LOWEST + 1, np.int64)
-        self._pairs = np.zeros(0, np.int64)
-        self._zeros = 0
-        self._first, self._last = 0, -1  # exponent fields in the table, if the first is not larger
+        self._dtype = dtype
 
     def add(self, magnitude: npt.NDArray[Any], low: float, top: float, zeros: int) -> None:
         """Count a block, whose nonzero magnitudes go from `low` to `top`; `zeros` are none."""
         if zeros == magnitude.size:
             return
         first, last = self._field(low), self._field(top)
-        narrow = last - first < SIDE and low >= self._tiny and magnitude.size >= PAIRS_FROM
+        narrow = first > 0 and last - first < SIDE and magnitude.size >= PAIRS_FROM
         if not narrow:
             self.counts += exponent_histogram(magnitude)
             return
-        if self._first <= self._last:
+        if self._pairs is not None:
             together = min(first, self._first), max(last, self._last)
             if together[1] - together[0] < SIDE:
                 first, last = together
@@ -59,10 +59,10 @@ class Exponents:
             self.counts += exponent_histogram(magnitude[-1:])
             self._zeros -= int(magnitude[-1] == 0)
             magnitude = magnitude[:-1]
-        write = _pairs_of_float32 if self._shift == 23 else _pairs_of_float64
+        write = _pairs_of_float32 if self._dtype == np.float32 else _pairs_of_float64
         numbers = write(magnitude.view(np.uint64), scratch("rest", magnitude).view(np.uint64))
         pairs = np.bincount(numbers.view(np.int64), minlength=SIDE * SIDE)
-        self._pairs = self._pairs + pairs if self._pairs.size else pairs
+        self._pairs = pairs if self._pairs is None else self._pairs + pairs
 
     def histogram(self) -> npt.NDArray[np.int64]:
         """Return how many magnitudes have each exponent, `LOWEST` to `HIGHEST` and beyond."""
@@ -71,18 +71,18 @@ class Exponents:
 
     def _field(self, value: float) -> int:
         bits: Any = self._dtype.type(value).view(f"u{self._dtype.itemsize}")
-        return int(bits) >> self._shift
+        return int(bits) >> (23 if self._dtype == np.float32 else 52)
 
     def _empty(self) -> None:
         """Move what is in the table to the histogram."""
-        if self._first > self._last:
+        if self._pairs is None:
             return
         square = self._pairs.reshape(SIDE, SIDE)
         counts = square.sum(0) + square.sum(1)
         counts[0] -= self._zeros
         fields = np.arange(self._first, self._last + 1)
         self.counts += by_exponent(self._first, counts[fields % SIDE], self._dtype)
-        self._pairs, self._zeros, self._first, self._last = np.zeros(0, np.int64), 0, 0, -1
+        self._pairs, self._zeros = None, 0
 
 
 def _pairs_of_float32(bits: Bits, out: Bits) -> Bits:

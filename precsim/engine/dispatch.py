@@ -252,9 +252,6 @@ def _round(
     return rounded
 
 
-_EXACT = {"exact"}
-
-
 def _place(site: Site, inputs: tuple[Tensor, ...]) -> str:
     """Return where a tensor's factor of delayed scaling is kept: its scope, and what it is there."""
     return f"{site.context.scope}/{inputs[0].origin}"
@@ -273,33 +270,20 @@ def _round_watched(
     What observers need decides whether the result is kept as it was, and counted on the way.
     """
     context, fmt = site.context, decision.format
-    needs = {getattr(observe, "needs", "exact") for observe in context.observers}
+    needs = [getattr(observe, "needs", "exact") for observe in context.observers]
     tally = None
-    if site.xp is np and isinstance(fmt, Format) and needs != _EXACT:
+    if site.xp is np and isinstance(fmt, Format) and needs.count("exact") < len(needs):
         tally = Tally(fmt, exact.dtype, histogram="hist" in needs)
     keep = tally is None or "exact" in needs
     rounded = _round(op, exact, decision, site, inputs, keep=keep, tally=tally)
     delayed = isinstance(fmt, Scaled) and fmt.rule is ScaleRule.DELAYED
+    factor = context.delays.factor(_place(site, inputs)) if delayed else None
+    arrays, formats = tuple([t.data for t in inputs]), tuple([t.format for t in inputs])
     return Event(
-        op=op.name,
-        kind=op.kind,
-        phase=context.phase,
-        role=context.role,
-        scope=context.scope,
-        step=context.step,
-        path=site.path,
-        call=site.call,
-        format=fmt,
-        precision=decision.output,
-        inputs=tuple(t.data for t in inputs),
-        exact=exact if keep else None,
-        rounded=rounded,
-        params=params,
-        accumulator=decision.accumulator,
-        input_formats=tuple(t.format for t in inputs),
-        factor=context.delays.factor(_place(site, inputs)) if delayed else None,
-        tally=tally,
-    )
+        op.name, op.kind, context.phase, context.role, context.scope, context.step, site.path,
+        site.call, fmt, decision.output, arrays, exact if keep else None, rounded, params,
+        decision.accumulator, formats, factor, tally,
+    )  # fmt: skip
 
 
 def _wrap(

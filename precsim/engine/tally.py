@@ -110,8 +110,8 @@ class Tally:
         fused = compiled.counting(x.size)
         if fused is None:
             return False
-        rule = fmt, rounding, overflow, words
-        return self._take(fused.round_into(x, out, *rule, *self._asked()))
+        found = fused.round_into(x, out, fmt, rounding, overflow, words, *self._asked())
+        return self._take(found)
 
     def _asked(self) -> tuple[Any, ...]:
         """Return what compiled kernels need to know."""

@@ -9,6 +9,7 @@ for library in ("OPENBLAS_NUM", "OMP_NUM", "MKL_NUM", "VECLIB_MAXIMUM"):
     os.environ.setdefault(f"{library}_THREADS", "1")
 
 import cupy_stand_in
+import on_device
 import pytest
 from hypothesis import settings
 
@@ -23,15 +24,29 @@ settings.load_profile("quick")
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--backend", choices=("stand-in", "cupy"), default="stand-in",
-        help="what the tests of the device run on: CuPy, or a module that behaves as it does",
+        "--backend", choices=("numpy", "stand-in", "cupy"), default="numpy",
+        help="what the tests of tests/on_device.py compute on: NumPy, CuPy, or a module that behaves "
+        "as CuPy does; tests of the device itself run on the latter unless this says cupy",
     )  # fmt: skip
+
+
+def pytest_report_header(config):
+    if (wanted := config.getoption("--backend")) == "numpy":
+        return None
+    if wanted == "stand-in":
+        return "device: none; the module that stands in for CuPy computes on this machine"
+    try:
+        cupy = get_backend("cupy")
+    except BackendError as error:
+        return f"device: none, and its tests are skipped: {error}"
+    name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    return f"device: {name}, CuPy {cupy.__version__}"
 
 
 @pytest.fixture
 def cupy(request, monkeypatch):
     """The module of the device: CuPy with --backend cupy, else its stand-in."""
-    if request.config.getoption("--backend") == "stand-in":
+    if request.config.getoption("--backend") != "cupy":
         if cupy_stand_in.COMPILER is None:
             pytest.skip("the stand-in for a device compiles its kernels: no C compiler here")
         monkeypatch.setitem(sys.modules, "cupy", cupy_stand_in.module())
@@ -39,3 +54,17 @@ def cupy(request, monkeypatch):
         return get_backend("cupy")
     except BackendError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def on_the_device(request):
+    """With --backend cupy or stand-in, tests that tests/on_device.py lists compute there."""
+    name = request.path.stem
+    listed = name.removeprefix("test_") in (*on_device.TENSORS, *on_device.ARRAYS)
+    if request.config.getoption("--backend") == "numpy" or not listed:
+        yield
+        return
+    if request.node.get_closest_marker("host_only"):
+        pytest.skip("about NumPy's own arrays")
+    with on_device.computing(name, request.getfixturevalue("cupy")):
+        yield

@@ -215,6 +215,7 @@ def test_the_slabs_in_which_the_work_is_done_do_not_show(name, size, monkeypatch
     np.testing.assert_array_equal(quantize(x, name, "stochastic", random=words), want[1])
 
 
+@pytest.mark.host_only
 def test_the_number_of_steps_does_not_grow_with_the_number_of_blocks(monkeypatch):
     calls = []
     rounds = blocks.round_into

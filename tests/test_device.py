@@ -153,7 +153,7 @@ def test_training(cupy, changes, tmp_path, request):
     with using(backend="cupy"):
         device = ps.train(config, out=tmp_path / "device")
         assert isinstance(next(iter(device.model.parameters.values())).data, cupy.ndarray)
-    if request.config.getoption("--backend") == "stand-in":
+    if request.config.getoption("--backend") != "cupy":
         (lines, state), (expected_lines, expected) = map(
             final, (tmp_path / "device", tmp_path / "host")
         )

@@ -144,6 +144,7 @@ SQUARE = np.ones((3, 3))
     ],
     ids=itertools.count(),
 )  # fmt: skip
+@pytest.mark.host_only
 def test_a_mistake_gets_one_clear_sentence(mistake, kind, message):
     for accumulator in (None, "fp32"):
         with ps.using(ps.Policy(accumulator=accumulator)):

@@ -186,7 +186,7 @@ def test_weights_and_states_live_in_the_formats_that_the_policy_names(case, mast
     assert len(kept) == len(SHAPES) * (1 + len(make.slots))
     for tensor, fmt in kept:
         assert tensor.format == ps.format(fmt)
-        np.testing.assert_array_equal(ps.quantize(tensor.data, fmt), tensor.data)
+        np.testing.assert_array_equal(ps.quantize(tensor.numpy(), fmt), tensor.numpy())
 
 
 def lost(policy, make, weight, gradient, **options):

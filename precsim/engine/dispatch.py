@@ -25,7 +25,7 @@ from precsim.engine.tensor import Tensor, as_tensor
 from precsim.formats.arrays import array_module
 from precsim.formats.blocks import quantize_into
 from precsim.formats.format import Format
-from precsim.formats.kernels import round_into
+from precsim.formats.kernels import round_quietly
 from precsim.formats.modes import Overflow, stochastic
 from precsim.formats.quantize import quantize
 from precsim.formats.registry import AnyFormat, format
@@ -103,13 +103,16 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     arrived = inputs
     inputs = _cast(_rotated(inputs, decision), decision)
     site = _visit(op, inputs, context)
-    exact = _compute(op, inputs, params, context, decision.accumulator, site)
-    exact = site.xp.asarray(exact, order="C")
-    if not context.observers:
-        rounded = _round(op, exact, decision, site, inputs)
-    else:
-        event = _round_watched(op, exact, decision, site, inputs, params)
-        rounded = event.rounded
+    event = None
+    with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
+        exact = _compute(op, inputs, params, context, decision.accumulator, site)
+        exact = site.xp.asarray(exact, order="C")
+        if not context.observers:
+            rounded = _round(op, exact, decision, site, inputs)
+        else:
+            event = _round_watched(op, exact, decision, site, inputs, params)
+            rounded = event.rounded
+    if event is not None:
         for observe in context.observers:
             observe(event)
     saved = arrived if decision.saved is Saved.ORIGINAL else inputs
@@ -215,10 +218,7 @@ def _compute(
     arrays = [t.data for t in inputs]
     if xp is not np:  # tokens and masks are made on the host
         params = {n: xp.asarray(p) if isinstance(p, np.ndarray) else p for n, p in params.items()}
-    if op.kind == "movement":
-        return op.forward(arithmetic, *arrays, **params)  # type: ignore[no-any-return]
-    with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
-        return op.forward(arithmetic, *arrays, **params)  # type: ignore[no-any-return]
+    return op.forward(arithmetic, *arrays, **params)  # type: ignore[no-any-return]
 
 
 def _round(
@@ -248,7 +248,7 @@ def _round(
     overflow = precision.overflow
     if overflow is None or not fmt.has_nan:
         overflow = Overflow.IEEE if fmt.has_nan else Overflow.SATURATE
-    round_into(exact, rounded, fmt, precision.rounding, overflow, random, tally)
+    round_quietly(exact, rounded, fmt, precision.rounding, overflow, random, tally)
     return rounded
 
 

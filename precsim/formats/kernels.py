@@ -56,10 +56,23 @@ def round_into(
 ) -> None:
     """Round contiguous x into contiguous `out` (which may be x) block by block.
 
-    The rules are `quantize`'s; this is the seam that the engine calls with everything resolved.
-    `watch` is shown each block of NumPy's arrays.
-    Raises `ValueError` where x's dtype cannot carry the format.
+    The rules are `quantize`'s, with everything resolved.  `watch` is shown each block of NumPy's
+    arrays.  Raises `ValueError` where x's dtype cannot carry the format.
     """
+    with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
+        round_quietly(x, out, fmt, rounding, overflow, words, watch)
+
+
+def round_quietly(
+    x: Array,
+    out: Array,
+    fmt: Format,
+    rounding: Mode,
+    overflow: Overflow,
+    words: Array | None = None,
+    watch: Watch | None = None,
+) -> None:
+    """Do what `round_into` does where NumPy has been told not to warn: the seam that the engine calls."""
     plan = plan_for(x.dtype, fmt)
     if plan.holds_carrier and overflow is Overflow.IEEE:
         if out is not x:
@@ -77,18 +90,17 @@ def round_into(
     saturate = overflow is Overflow.SATURATE
     flat_x, flat_out = x.reshape(-1), out.reshape(-1)
     flat_words = None if words is None else words.reshape(-1)
-    with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
-        for start in range(0, flat_x.size, block):
-            part = slice(start, start + block)
-            here, there = (flat_x, flat_out) if x.size <= block else (flat_x[part], flat_out[part])
-            these = None if flat_words is None else flat_words[part]
-            rounded = there if apart else scratch("after", here)
-            if short is None or not short(here, rounded, these, saturate):
-                plan.kernel(here, rounded, plan, rounding, overflow, these)
-            if watch is not None:
-                watch(here, rounded)
-            if not apart:
-                there[...] = rounded
+    for start in range(0, flat_x.size, block):
+        part = slice(start, start + block)
+        here, there = (flat_x, flat_out) if x.size <= block else (flat_x[part], flat_out[part])
+        these = None if flat_words is None else flat_words[part]
+        rounded = there if apart else scratch("after", here)
+        if short is None or not short(here, rounded, these, saturate):
+            plan.kernel(here, rounded, plan, rounding, overflow, these)
+        if watch is not None:
+            watch(here, rounded)
+        if not apart:
+            there[...] = rounded
 
 
 def _shorter(plan: Plan, rounding: Mode) -> Short | None:
@@ -100,10 +112,9 @@ def _shorter(plan: Plan, rounding: Mode) -> Short | None:
 
 def _show(x: Array, block: int, watch: Watch) -> None:
     """Show what rounding does not change."""
-    with np.errstate(all="ignore"):
-        for start in range(0, x.size, block):
-            part = x[start : start + block]
-            watch(part, part)
+    for start in range(0, x.size, block):
+        part = x[start : start + block]
+        watch(part, part)
 
 
 @dataclass(frozen=True, slots=True)

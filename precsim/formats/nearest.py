@@ -61,7 +61,7 @@ def by_bits(dtype: np.dtype[Any], fmt: Format) -> Short | None:
     largest, least = number(fmt.max), number(-fmt.max)
 
     def run(x: Array, out: Array, words: Array | None, saturate: bool) -> bool:
-        if isnan(x.max()):  # a carry out of a NaN would make it a number
+        if isnan(np.maximum.reduce(x)):  # a carry out of a NaN would make it a number
             return False
         _, bits = scratch_bits("step", x)
         source = x.view(bits.dtype)
@@ -95,7 +95,7 @@ def reciprocals(
 
     def find(x: Array, bits: Array) -> bool:
         np.bitwise_and(x.view(bits.dtype), field, out=bits)
-        beyond = bool(bits.max() >= top)
+        beyond = bool(np.maximum.reduce(bits) >= top)
         bits.clip(low, high, out=bits)
         np.subtract(mirror, bits, out=bits)
         return beyond

@@ -15,10 +15,12 @@ from types import ModuleType
 from typing import Any
 
 from precsim.backend.cupy import BackendError
-from precsim.formats import kernels
+from precsim.formats import blocks, kernels
 from precsim.formats.arrays import Array
 from precsim.formats.format import Format
 from precsim.formats.modes import Choice, Mode, Overflow
+from precsim.formats.scaled import Scaled
+from precsim.formats.tiling import Tiling
 
 ENOUGH = 1 << 27
 """Elements that a process rounds with NumPy before it looks for something faster."""
@@ -81,6 +83,23 @@ def round_into(
     fused = _kernels(x.size)
     done = fused is not None and fused.round_into(x, out, fmt, rounding, overflow, words)
     return bool(done)
+
+
+def round_blocks(
+    x: Array,
+    out: Array,
+    tiling: Tiling,
+    fmt: Scaled,
+    rounding: Mode,
+    words: Array | None,
+    factor: float,
+) -> bool:
+    """Round as `precsim.formats.blocks.quantize_into` does, in one pass; False: it is not done."""
+    if _kernels(x.size) is None:
+        return False
+    from precsim.backend import fused_blocks
+
+    return fused_blocks.round_into(x, out, tiling, fmt, rounding, words, factor)
 
 
 def multiply(
@@ -146,3 +165,4 @@ def _fused() -> ModuleType | None:
 
 
 kernels.ONE_PASS["numpy"] = round_into
+blocks.ONE_PASS["numpy"] = round_blocks

@@ -166,7 +166,7 @@ def _whole(z: Any, negative: Any, word: Any, c: Any, mode: Any) -> Any:
 
 
 @inlined
-def _by_steps(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
+def by_steps(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     """Round the multiple of the spacing to a whole number; the value is given and made as bits."""
     magnitude = like(bits & c.magnitude, bits)
     sign = bits ^ magnitude
@@ -199,7 +199,7 @@ def _by_steps(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
 
 
 @inlined
-def _by_bits(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
+def by_bits(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     """Round by a carry out of the bits that the format has not; float32, and all its exponents."""
     magnitude = np.uint32(bits & c.magnitude)
     sign = np.uint32(bits ^ magnitude)
@@ -231,10 +231,10 @@ def _by_bits(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
 
 
 @inlined
-def _in_float64(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
+def in_float64(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     """Round a float32 in float64."""
     wide = as_bits(np.float64(as_float(bits)))
-    return as_bits(np.float32(as_float(_by_steps(wide, word, c, mode, kind))))
+    return as_bits(np.float32(as_float(by_steps(wide, word, c, mode, kind))))
 
 
 def round_into(
@@ -244,17 +244,17 @@ def round_into(
 
     False where there is no kernel for it: formats with all exponents of float64, and no bit to drop.
     """
-    found = _choose(x.dtype, fmt, rounding, overflow)
+    found = choose(x.dtype, fmt, rounding, overflow)
     if found is None:
         return False
     source = x.reshape(-1).view(found.uint)
     target = source if out is x else out.reshape(-1).view(found.uint)
-    drawn = _NO_WORDS if words is None else words.reshape(-1)
+    drawn = NO_WORDS if words is None else words.reshape(-1)
     found.run(source, target, drawn, found.numbers)
     return True
 
 
-_NO_WORDS = np.empty(0, np.uint32)
+NO_WORDS = np.empty(0, np.uint32)
 
 
 def multiply(
@@ -264,7 +264,7 @@ def multiply(
 
     False where there is no kernel for it, or the mode draws random words.
     """
-    found = _choose(total.dtype, fmt, rounding, overflow)
+    found = choose(total.dtype, fmt, rounding, overflow)
     if found is None or found.mode >= EXACT:
         return False
     run = product_kernel(found.how, found.mode, found.kind)
@@ -285,9 +285,8 @@ class _Choice(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _choose(
-    dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflow
-) -> _Choice | None:
+def choose(dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflow) -> _Choice | None:
+    """Return how to round to a format; None where there is no kernel for it."""
     plan, mode = kernels.plan_for(dtype, fmt), one_pass.rule(fmt, rounding, overflow).mode
     carrier, how = dtype, STEPS
     if plan.kernel is kernels.round_by_bits:
@@ -327,11 +326,11 @@ def kernel(how: int, mode: int, kind: int) -> Callable[..., None]:
             for i in range(here.size):
                 word = draws[i] if drawn else np.uint32(0)
                 if how == STEPS:
-                    done[i] = _by_steps(here[i], word, c, mode, kind)
+                    done[i] = by_steps(here[i], word, c, mode, kind)
                 elif how == BITS:
-                    done[i] = _by_bits(here[i], word, c, mode, kind)
+                    done[i] = by_bits(here[i], word, c, mode, kind)
                 else:
-                    done[i] = _in_float64(here[i], word, c, mode, kind)
+                    done[i] = in_float64(here[i], word, c, mode, kind)
             if not apart:
                 copy(waiting, target, start, here.size)
 
@@ -355,10 +354,10 @@ def product_kernel(how: int, mode: int, kind: int) -> Callable[..., None]:
                         term = factor * right[s, k, j] + zero
                         bits = as_bits(as_float(total[s, i, j]) + term)
                         if how == STEPS:
-                            total[s, i, j] = _by_steps(bits, np.uint32(0), c, mode, kind)
+                            total[s, i, j] = by_steps(bits, np.uint32(0), c, mode, kind)
                         elif how == BITS:
-                            total[s, i, j] = _by_bits(bits, np.uint32(0), c, mode, kind)
+                            total[s, i, j] = by_bits(bits, np.uint32(0), c, mode, kind)
                         else:
-                            total[s, i, j] = _in_float64(bits, np.uint32(0), c, mode, kind)
+                            total[s, i, j] = in_float64(bits, np.uint32(0), c, mode, kind)
 
     return run  # type: ignore[no-any-return]

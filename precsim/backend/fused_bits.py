@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numba
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -15,6 +16,7 @@ summing: Any = numba.njit(nogil=True, fastmath={"reassoc", "contract"})
 """For sums, whose terms may be added in any order, and products not be rounded before."""
 _intrinsic: Any = intrinsic
 _copy_bytes: Any = cgutils.raw_memcpy
+_declared: Any = cgutils.get_or_insert_function
 
 
 @_intrinsic
@@ -63,3 +65,60 @@ def copy(typing: Any, source: Any, target: Any, start: Any, size: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(source, target, types.intp, types.intp), code
+
+
+@_intrinsic
+def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """Multiply and add, and round once."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return a(a, a, a), code
+
+
+LANES = 16
+"""Elements that `largest` and `spread` take at once."""
+
+
+def _lanes(context: Any, builder: Any, array: Any, kind: Any, start: Any) -> tuple[Any, Any]:
+    """Return the type of so many elements together, and a pointer to those at a place."""
+    vector = ir.VectorType(context.get_value_type(kind.dtype), LANES)
+    place = builder.gep(context.make_array(kind)(context, builder, array).data, [start])
+    return vector, builder.bitcast(place, vector.as_pointer())
+
+
+def _all(builder: Any, vector: Any, value: Any) -> Any:
+    """Return a vector of equal elements."""
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+    empty = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, empty, zeros)
+
+
+@_intrinsic
+def largest(typing: Any, bits: Any, start: Any, mask: Any) -> Any:
+    """Return the largest of `LANES` unsigned integers of an array, of the bits in a mask."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector, place = _lanes(context, builder, arguments[0], bits, arguments[1])
+        found = builder.load(place, align=bits.dtype.bitwidth // 8)
+        found = builder.and_(found, _all(builder, vector, arguments[2]))
+        name = f"llvm.vector.reduce.umax.v{LANES}i{bits.dtype.bitwidth}"
+        kind = ir.FunctionType(vector.element, [vector])
+        return builder.call(_declared(builder.module, kind, name), [found])
+
+    return bits.dtype(bits, types.intp, bits.dtype), code
+
+
+@_intrinsic
+def spread(typing: Any, array: Any, start: Any, value: Any) -> Any:
+    """Write a number to `LANES` elements of an array."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector, place = _lanes(context, builder, arguments[0], array, arguments[1])
+        stored = builder.store(_all(builder, vector, arguments[2]), place)
+        stored.align = array.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, array.dtype), code

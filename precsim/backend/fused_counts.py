@@ -14,12 +14,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from precsim.backend.fused import _NO_WORDS as NO_WORDS
-from precsim.backend.fused import BITS, EXACT, STEPS, Numbers, compiled, unpack
-from precsim.backend.fused import _by_bits as by_bits
-from precsim.backend.fused import _by_steps as by_steps
-from precsim.backend.fused import _choose as choose
-from precsim.backend.fused import _in_float64 as in_float64
+from precsim.backend.fused import (
+    BITS,
+    EXACT,
+    NO_WORDS,
+    STEPS,
+    Numbers,
+    by_bits,
+    by_steps,
+    choose,
+    compiled,
+    in_float64,
+    unpack,
+)
 from precsim.backend.fused_bits import copy, like, part, summing
 from precsim.formats.arrays import Array
 from precsim.formats.format import Format

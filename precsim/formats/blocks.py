@@ -142,11 +142,16 @@ def find_scales(view: Array, fmt: Scaled, factor: float = 1.0) -> Scales:
         return Scales(xp.clip(_ratio(amax, fmt), fmt.smallest_scale, fmt.scale.max))
     if fmt.tensor_scale is None:
         return Scales(_stored(_ratio(amax, fmt), amax == 0, fmt.scale, fmt.smallest_scale))
-    top = xp.where(finite, amax, 0.0).max().reshape(1, 1)
-    ratio = top / (fmt.element.max * fmt.scale.max)
-    tensor = _stored(ratio, top == 0, fmt.tensor_scale, fmt.tensor_scale.smallest_subnormal)
+    tensor = scale_of_tensor(xp.where(finite, amax, 0.0).max().reshape(1, 1), fmt)
     ratio = amax / (fmt.element.max * tensor)
     return Scales(_stored(ratio, amax == 0, fmt.scale, fmt.smallest_scale), tensor)
+
+
+def scale_of_tensor(top: Array, fmt: Scaled) -> Array:
+    """Return the second level's scale from the largest finite amax of a block."""
+    assert fmt.tensor_scale is not None
+    ratio = top / (fmt.element.max * fmt.scale.max)
+    return _stored(ratio, top == 0, fmt.tensor_scale, fmt.tensor_scale.smallest_subnormal)
 
 
 def _affine_scales(view: Array, fmt: Scaled) -> Scales:
@@ -242,7 +247,7 @@ def _round(
         return
     xp = array_module(source)
     grid = wider(fmt.element) if fmt.full_range or fmt.affine else fmt.element
-    work, doubt = _carrier(source, fmt, rounding, scales.tensor)
+    work, doubt = carrier(source, fmt, rounding, scales.tensor)
     total = divisors = scales.total
     if fmt.smallest_scale == 0:  # over a scale that underflowed to zero, elements saturate
         divisors = xp.where(total == 0, np.finfo(work).smallest_normal, total)
@@ -279,7 +284,7 @@ def _round(
             target[slab] = rounded
 
 
-def _carrier(
+def carrier(
     source: Array, fmt: Scaled, rounding: Mode, tensor: Array | None
 ) -> tuple[np.dtype[Any], int | None]:
     """Return the dtype in which to divide, and the doubt about a quotient's place near a midpoint.

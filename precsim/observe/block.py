@@ -85,6 +85,8 @@ class Observation:
         self._op, self._keep, self._stop = op, keep, stop
         self._format = None if format is None else resolve(format)
         self._tracer = Tracer(self.level, hashes=False)
+        picks = any((op, phase, role, format, keep, stop))  # or all would be counted for a few
+        self.needs = "exact" if picks else self._tracer.needs
         self._seen: deque[Seen] = deque(maxlen=last)
         self._blocks: list[using] = []
         self.count = 0

@@ -12,12 +12,14 @@ from tiny_runs import final, tiny
 
 import precsim as ps
 from precsim import testing
+from precsim.backend import cupy as device
 from precsim.backend import key, to_numpy, uniform, words
 from precsim.cli import main
 from precsim.engine.arithmetic import Arithmetic
 from precsim.engine.context import using
 from precsim.engine.dispatch import Event
 from precsim.engine.precision import Accumulator, Precision
+from precsim.formats import kernels
 from precsim.formats.accounting import quantize_counted
 from precsim.formats.codes import decode, encode
 from precsim.formats.format import Format
@@ -123,6 +125,27 @@ def test_counts(cupy, fmt):
     got, expected = count(event(cupy.asarray(x))).to_dict(), count(event(x)).to_dict()
     for sums in ("square", "error", "rms", "relative_error"):  # added up in another order
         assert got.pop(sums) == pytest.approx(expected.pop(sums), rel=1e-12)
+    assert got == expected
+
+
+@pytest.mark.parametrize("policy", ["fp16", "fp32 arithmetic=fast", "bf16:stochastic", "e8m0"])
+def test_rounding_that_is_watched_is_counted_in_the_same_pass(cupy, policy, monkeypatch):
+    x, found = sample(np.float32), []
+    counted = device.count
+    monkeypatch.setattr(
+        device, "count", lambda x, out, wanted, rule, words: counted(x, out, wanted, rule, words)
+    )
+    for backend in ("numpy", "cupy"):
+        counters = ps.Counters()
+        with using(f"activations={policy}", backend=backend, seed=0), using(observers=[counters]):
+            there = ps.tensor(x)
+            monkeypatch.setitem(kernels.ONE_PASS, "cupy", None)  # nothing else rounds there
+            found.append((ps.ops.add(there, there), [row.to_dict() for row in counters.rows]))
+    (host, expected), (there, got) = found
+    same(there.data, host.data)
+    for row, want in zip(got, expected, strict=True):
+        for sums in ("square", "error", "rms", "relative_error"):
+            assert row.pop(sums) == pytest.approx(want.pop(sums), rel=1e-5)
     assert got == expected
 
 

@@ -2,7 +2,8 @@
 
 The kernels are `precsim.backend.one_pass`'s: rounding, with whatever the mode and the overflow rule
 ask for, and random words, each a single pass over the device's memory; `one_pass_blocks`', which
-round blocks that share a scale; and `one_pass_counts`', which say what rounding did.
+round blocks that share a scale; and `one_pass_counts`', which say what rounding
+did, and round on the way where both are wanted.
 """
 
 from __future__ import annotations
@@ -151,29 +152,29 @@ def philox(xp: Any, first: int, blocks: int, key: tuple[int, int]) -> Array:
 def count(
     before: Array,
     after: Array,
-    normal: float,
-    largest: float,
-    lowest: int,
-    bins: int,
-    *,
-    histogram: bool,
+    wanted: one_pass_counts.Wanted,
+    rule: one_pass.Rule | None = None,
+    words: Array | None = None,
 ) -> one_pass_counts.Counted:
-    """Count what rounding made of `before`, in one pass over arrays of one shape and dtype.
+    """Count what rounding made of `before`, in one pass over contiguous arrays, alike in dtype.
 
-    `normal` is the format's smallest normal value (0: results are never subnormal), `largest` its
-    largest (inf: none saturates).  The histogram has `bins` exponents from `lowest` on; without
-    `histogram` it stays empty.
+    With a `rule` it is rounded in the same pass, into `after`, which may be `before`; `words` are the
+    random ones, if the rule's mode draws any.
     """
     import cupy
 
-    before, after = cupy.ascontiguousarray(before), cupy.ascontiguousarray(after)
-    real = _REAL[str(before.dtype)]
-    kernel = _raw_kernel("precsim_count", one_pass_counts.source, real, lowest, bins, False)
-    found = cupy.zeros(one_pass_counts.room(before.size, bins), np.uint64)
-    limits = np.float64(normal), np.float64(largest), np.int32(histogram)
-    size = one_pass_counts.blocks(before.size)
-    kernel((size,), (grid.THREADS,), (before, np.int64(before.size), *limits, found, after))
-    return one_pass_counts.read(found.get(), bins)
+    real, size, rounds = _REAL[str(before.dtype)], before.size, rule is not None
+    choices = real, wanted.lowest, wanted.bins, rounds
+    kernel = _raw_kernel("precsim_count", one_pass_counts.source, *choices)
+    found = cupy.zeros(one_pass_counts.room(size, wanted.bins), np.uint64)
+    limits = np.float64(wanted.normal), np.float64(wanted.largest), np.int32(wanted.histogram)
+    arguments: tuple[Any, ...] = (before, np.int64(size), *limits, found, after)
+    if rule is not None:
+        drawn = cupy.empty(0, np.uint32) if words is None else words
+        numbers = grid.numbers(one_pass.PARAMETERS, rule)
+        arguments += (drawn, np.int32(words is not None), *numbers)
+    kernel((one_pass_counts.blocks(size),), (grid.THREADS,), arguments)
+    return one_pass_counts.read(found.get(), wanted.bins)
 
 
 _REAL = {"float32": "float", "float64": "double"}

@@ -29,6 +29,16 @@ MOST_BLOCKS, EACH = 1024, 4
 """Blocks of the largest array, and elements that a thread has at least in an array that has more."""
 
 
+class Wanted(NamedTuple):
+    """What is to be counted, of a format."""
+
+    normal: float  # its smallest normal value; 0: results are never subnormal
+    largest: float  # its largest; inf: none saturates
+    lowest: int  # exponent of the histogram's first bin
+    bins: int
+    histogram: bool  # without, its bins stay empty
+
+
 class Counted(NamedTuple):
     """What was counted; the names are those of `precsim.observe.counters.OpCounts`."""
 

@@ -272,7 +272,7 @@ def _round_watched(
     context, fmt = site.context, decision.format
     needs = [getattr(observe, "needs", "exact") for observe in context.observers]
     tally = None
-    if site.xp is np and isinstance(fmt, Format) and needs.count("exact") < len(needs):
+    if isinstance(fmt, Format) and needs.count("exact") < len(needs):
         tally = Tally(fmt, exact.dtype, histogram="hist" in needs)
     keep = tally is None or "exact" in needs
     rounded = _round(op, exact, decision, site, inputs, keep=keep, tally=tally)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from precsim.backend import compiled
+from precsim.backend import compiled, one_pass, one_pass_counts
 from precsim.backend import cupy as device
 from precsim.engine.exponents import HIGHEST, LOWEST, Exponents
 from precsim.formats.arrays import array_module
@@ -74,7 +74,8 @@ class Tally:
         """Count `rounded` beside `exact`: of one shape and dtype, of any values."""
         tally = cls(fmt, exact.dtype, histogram=histogram)
         if array_module(exact) is not np:
-            tally._count_on_device(exact, rounded)
+            xp = array_module(exact)
+            tally._take_from_device(*map(xp.ascontiguousarray, (exact, rounded)))
             return tally
         before, after = exact.reshape(-1), rounded.reshape(-1)
         fused = compiled.counting(before.size)
@@ -88,10 +89,13 @@ class Tally:
                 tally(before[part], after[part])
         return tally
 
-    def _count_on_device(self, exact: Any, rounded: Any) -> None:
-        limits = self.ends.normal_from, self.ends.largest
-        bins, wanted = HIGHEST - LOWEST + 1, self.exponents is not None
-        found = device.count(exact, rounded, *limits, LOWEST, bins, histogram=wanted)._asdict()
+    def _take_from_device(self, exact: Any, rounded: Any, *how: Any) -> None:
+        """Keep what a device counts in whole arrays, and, if it is told how, rounds."""
+        wanted = one_pass_counts.Wanted(
+            self.ends.normal_from, self.ends.largest, LOWEST, HIGHEST - LOWEST + 1,
+            self.exponents is not None,
+        )  # fmt: skip
+        found = device.count(exact, rounded, wanted, *how)._asdict()
         counts = found.pop("histogram")
         vars(self).update(found)
         if self.exponents is not None:
@@ -106,7 +110,10 @@ class Tally:
         overflow: Overflow,
         words: Any,
     ) -> bool:
-        """Round NumPy's x into `out` and count, if compiled kernels do that here; else False."""
+        """Round x into `out` and count, on a device or if compiled kernels do that here; else False."""
+        if array_module(x) is not np:
+            self._take_from_device(x, out, one_pass.rule(fmt, rounding, overflow), words)
+            return True
         fused = compiled.counting(x.size)
         if fused is None:
             return False

@@ -57,7 +57,7 @@ def round_into(
     """Round contiguous x into contiguous `out` (which may be x) block by block.
 
     The rules are `quantize`'s, with everything resolved.  `watch` is shown each block of NumPy's
-    arrays.  Raises `ValueError` where x's dtype cannot carry the format.
+    arrays; a device's it rounds itself.  Raises `ValueError` where x's dtype cannot carry the format.
     """
     with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
         round_quietly(x, out, fmt, rounding, overflow, words, watch)
@@ -73,17 +73,18 @@ def round_quietly(
     watch: Watch | None = None,
 ) -> None:
     """Do what `round_into` does where NumPy has been told not to warn: the seam that the engine calls."""
-    plan = plan_for(x.dtype, fmt)
-    if plan.holds_carrier and overflow is Overflow.IEEE:
+    plan, xp = plan_for(x.dtype, fmt), array_module(x)
+    on_host = xp is np
+    if plan.holds_carrier and overflow is Overflow.IEEE and (on_host or watch is None):
         if out is not x:
             out[...] = x
         if watch is not None:
             _show(x.reshape(-1), plan.block, watch)
         return
-    one_pass = ONE_PASS.get(array_module(x).__name__) if watch is None else watch.in_one_pass
+    one_pass = ONE_PASS.get(xp.__name__) if watch is None else watch.in_one_pass
     if one_pass is not None and one_pass(x, out, fmt, rounding, overflow, words):
         return
-    on_host, apart = array_module(x) is np, watch is None or out is not x
+    apart = watch is None or out is not x
     short = _shorter(plan, rounding) if on_host else None
     most = SLOT_BYTES if words is None and short and watch is None else BLOCK_BYTES
     block = most // x.itemsize if on_host else max(x.size, 1)

@@ -101,6 +101,10 @@ __all__ = [
     "using",
 ]
 
+# What stands over a package lacks its modules; for `import precsim.observe.trace as m` Python then
+# looks in `sys.modules`, under the name that the attribute `precsim.observe` says it has.
+observe.__name__, report.__name__ = "precsim.observe", "precsim.report"
+
 
 _LATER = {
     "blame": ("precsim.analyse.ask", "blame"),

@@ -48,3 +48,16 @@ def test_no_file_names_a_place_outside_the_project():
     files = [path for path in files if "__pycache__" not in path.parts and path.name != ".git"]
     assert len(files) > 20
     assert [str(path) for path in files if forbidden.search(path.read_bytes())] == []
+
+
+def test_modules_under_a_name_that_is_something_else_can_be_imported():
+    """`precsim.observe` and `precsim.report` are also packages."""
+    import precsim.observe.counters as counting
+    import precsim.report.page as paper
+
+    assert (precsim.observe.__module__, precsim.report.__module__) == (
+        "precsim.show.observed",
+        "precsim.report.write",
+    )
+    assert counting.Counters is precsim.Counters
+    assert paper.__name__ == "precsim.report.page"

@@ -9,6 +9,7 @@ import pytest
 from tiny_runs import MIXED, Stop, final, hashes, tiny
 
 import precsim as ps
+from precsim.runs import checkpoint
 from precsim.runs.check import check
 from precsim.runs.files import DamagedError, RunError
 from precsim.runs.interrupt import Interrupted
@@ -63,6 +64,30 @@ def test_every_kind_of_state_is_in_a_checkpoint(changes, tmp_path):
     assert np.array_equal(hashes(tmp_path / "resumed"), hashes(tmp_path / "whole"))
     assert str(resumed.records) == str(whole.records)
     assert resumed.trouble == whole.trouble
+
+
+def test_a_run_from_before_delayed_scaling_goes_on(tmp_path, monkeypatch):
+    """Its checkpoints have no factors and no histories: there were none."""
+    ps.train(tiny(), out=tmp_path / "whole")
+    older = tmp_path / "older"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_delays_to_arrays", lambda delays: {})
+        with pytest.raises(Stop):
+            ps.train(tiny(), out=older, on_step=until(3))
+    with np.load(next((older / "ckpt").iterdir())) as stored:
+        assert not [name for name in stored if name.startswith("delays")]
+    assert check(older).ok
+    ps.resume(older)
+    assert final(older) == final(tmp_path / "whole")
+
+
+def test_a_part_of_delayed_scaling_alone_is_damage(monkeypatch, tmp_path):
+    some = {"delays/places": np.array([], str)}
+    monkeypatch.setattr(checkpoint, "_delays_to_arrays", lambda delays: some)
+    with pytest.raises(Stop):
+        ps.train(tiny(), out=tmp_path, on_step=until(3))
+    with pytest.raises(DamagedError, match="does not fit the config: 'delays/lengths'"):
+        ps.open(tmp_path).replay(2)
 
 
 @pytest.mark.parametrize("name", ps.scaling.PRESETS)

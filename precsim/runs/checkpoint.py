@@ -114,6 +114,8 @@ def _delays_to_arrays(delays: Delays) -> Arrays:
 
 
 def _delays(arrays: Arrays) -> Delays:
+    if not any(name.startswith("delays/") for name in arrays):
+        return Delays()  # recorded before there was delayed scaling
     ends = np.cumsum(arrays["delays/lengths"])[:-1]
     amaxes = np.split(arrays["delays/amaxes"], ends)
     rows = zip(arrays["delays/factors"].tolist(), amaxes, strict=False)

@@ -1,7 +1,7 @@
 """The local error that a shadow reports, against sums of Python's own exact fractions."""
 
 from fractions import Fraction
-from math import exp, fsum, inf, nan, sqrt, tanh
+from math import exp, fsum, inf, isfinite, nan, pi, sqrt, tanh
 
 import numpy as np
 import pytest
@@ -35,11 +35,14 @@ def run(op, inputs, policy, **params):
 
 
 def exact_error(rounded, truth):
-    """Return the norm of rounded - truth over that of truth; both lists, of numbers or fractions."""
-    square = fsum(
-        float((Fraction(float(r)) - Fraction(t)) ** 2) for r, t in zip(rounded, truth, strict=True)
-    )
-    return sqrt(square / fsum(float(Fraction(t) ** 2) for t in truth))
+    """Return the norm of rounded - truth over that of truth, where both are finite."""
+    pairs = [
+        (Fraction(float(r)), Fraction(t))
+        for r, t in zip(rounded, truth, strict=True)
+        if isfinite(r) and isfinite(t)
+    ]
+    square = fsum(float((r - t) ** 2) for r, t in pairs)
+    return sqrt(square / fsum(float(t**2) for _, t in pairs))
 
 
 def numbers(*shapes, seed=0):
@@ -112,18 +115,118 @@ def test_the_error_of_a_product_is_that_of_exact_sums(kernels, shapes, fmt, turn
     assert error == pytest.approx(exact_error(rounded.ravel().tolist(), truth), rel=1e-12)
 
 
-@pytest.mark.parametrize("op", ["softmax", "gelu"])
-def test_the_error_of_a_kernel_is_that_of_exact_sums(kernels, op):
-    error, (x,), rounded = run(op, numbers((4, 3, 6)), FAST.format("bf16"))
-    if op == "gelu":
-        truth = [
-            0.5 * v * (1 + tanh(sqrt(2 / np.pi) * (v + 0.044715 * v**3)))
-            for v in x.ravel().tolist()
-        ]
+def normalise(row, eps):
+    mean = fsum(row) / len(row)
+    scale = 1 / sqrt(fsum((v - mean) ** 2 for v in row) / len(row) + eps)
+    return [(v - mean) * scale for v in row], scale
+
+
+def softmax(x, keep):
+    powers = [exp(v) if k else 0.0 for v, k in zip(x, keep, strict=True)]
+    return [v / fsum(powers) for v in powers]
+
+
+def softmax_grad(g, y):
+    mean = fsum(map(float.__mul__, g, y))
+    return [b * (a - mean) for a, b in zip(g, y, strict=True)]
+
+
+def layer_norm(x, weight, bias, eps):
+    return [v * w + b for v, w, b in zip(normalise(x, eps)[0], weight, bias, strict=True)]
+
+
+def layer_norm_grad(g, x, weight, eps):
+    y, scale = normalise(x, eps)
+    gy = list(map(float.__mul__, g, weight))
+    mean, slope = fsum(gy) / len(y), fsum(map(float.__mul__, gy, y)) / len(y)
+    return [(a - mean - b * slope) * scale for a, b in zip(gy, y, strict=True)]
+
+
+def gelu_slope(v):
+    t = tanh(sqrt(2 / pi) * (v + 0.044715 * v**3))
+    return 0.5 * (1 + t + v * (1 - t * t) * sqrt(2 / pi) * (1 + 3 * 0.044715 * v * v))
+
+
+def gelu(v):
+    return 0.5 * v * (1 + tanh(sqrt(2 / pi) * (v + 0.044715 * v**3)))
+
+
+CAUSAL = np.tril(np.ones((3, 6), bool), 2)
+EPS = {"eps": 1e-5}
+ROWS = {  # op: shapes of its operands, its parameters, and a row of the result from rows of those
+    "softmax": ([(40, 3, 6)], {}, lambda x: softmax(x, [True] * 6)),
+    "softmax_grad": ([(40, 3, 6), (40, 3, 6)], {}, softmax_grad),
+    "layer_norm": ([(40, 3, 6), (6,), (6,)], EPS, lambda *x: layer_norm(*x, **EPS)),
+    "layer_norm_grad": ([(40, 3, 6), (40, 3, 6), (6,)], EPS, lambda *x: layer_norm_grad(*x, **EPS)),
+    "gelu": ([(40, 3, 6)], {}, lambda x: [gelu(v) for v in x]),
+    "gelu_grad": (
+        [(40, 3, 6), (40, 3, 6)],
+        {},
+        lambda g, x: [a * gelu_slope(v) for a, v in zip(g, x, strict=True)],
+    ),
+}
+
+
+def rows(x):
+    """Return the rows of an operand, or the one that is the same for all, as lists of floats."""
+    return x.reshape(-1, x.shape[-1]).astype(float).tolist()
+
+
+@pytest.mark.parametrize("fmt", ["e4m3", "bf16", "fp32"])
+@pytest.mark.parametrize("op", ROWS)
+def test_the_error_of_rows_is_that_of_exact_sums(kernels, op, fmt):
+    shapes, params, expected = ROWS[op]
+    error, inputs, rounded = run(op, numbers(*shapes), FAST.format(fmt), **params)
+    each = [rows(x) if x.ndim > 1 else rows(x) * 120 for x in inputs]
+    truth = [v for operands in zip(*each, strict=True) for v in expected(*operands)]
+    assert error == pytest.approx(exact_error(rounded.ravel().tolist(), truth), rel=1e-7)
+
+
+@pytest.mark.parametrize("hidden", [0.0, nan, inf, 1e30])
+def test_the_error_of_a_softmax_is_that_of_what_is_shown(kernels, hidden):
+    (x,) = numbers((40, 3, 6))
+    x = np.where(CAUSAL, x, hidden)
+    error, (x,), rounded = run("softmax", [x], FAST.format("bf16"), keep=CAUSAL)
+    keep = CAUSAL.tolist() * 40
+    truth = [
+        v
+        for row, kept in zip(rows(x), keep, strict=True)
+        for v in softmax(np.where(kept, row, 0).tolist(), kept)
+    ]
+    assert error == pytest.approx(exact_error(rounded.ravel().tolist(), truth), rel=1e-9)
+
+
+@pytest.mark.parametrize("op", ["layer_norm_weight_grad", "sum_to"])
+def test_the_error_of_a_sum_over_rows_is_that_of_exact_sums(kernels, op):
+    shapes = [(40, 3, 6)] * (1 if op == "sum_to" else 2)
+    params = {"shape": (6,)} if op == "sum_to" else EPS
+    error, inputs, rounded = run(op, numbers(*shapes), FAST.format("bf16"), **params)
+    if op == "sum_to":
+        terms = rows(inputs[0])
     else:
-        powers = [[exp(v) for v in row] for row in x.reshape(-1, 6).tolist()]
-        truth = [v / fsum(row) for row in powers for v in row]
+        g, x = map(rows, inputs)
+        terms = [map(float.__mul__, a, normalise(b, **EPS)[0]) for a, b in zip(g, x, strict=True)]
+    truth = [fsum(column) for column in zip(*terms, strict=True)]
     assert error == pytest.approx(exact_error(rounded.ravel().tolist(), truth), rel=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (3, 1), (40, 1, 6), (1, 1, 1)])
+def test_the_error_of_other_sums_is_that_of_exact_sums(kernels, shape):
+    error, (x,), rounded = run("sum_to", numbers((40, 3, 6)), FAST.format("bf16"), shape=shape)
+    cells = {}
+    for place, value in np.ndenumerate(x):
+        kept = tuple(i if n > 1 else 0 for i, n in zip(place[3 - len(shape) :], shape, strict=True))
+        cells.setdefault(kept, []).append(float(value))
+    truth = [fsum(cells[place]) for place in np.ndindex(shape)]
+    assert error == pytest.approx(exact_error(rounded.ravel().tolist(), truth), rel=1e-10)
+
+
+def test_a_row_that_is_not_finite_is_set_aside(kernels):
+    (x,) = numbers((40, 3, 6))
+    clean = run("softmax", [x[1:]], FAST.format("bf16"))[0]
+    for value in (nan, inf):
+        x[0, :, 2] = value
+        assert run("softmax", [x], FAST.format("bf16"))[0] == pytest.approx(clean, rel=1e-12)
 
 
 @pytest.mark.parametrize("op", PAIRS)
@@ -142,3 +245,38 @@ def test_nothing_has_no_error_and_zeros_have_none(kernels):
     for shape in ((0,), (3, 0)):
         assert run("add", [np.zeros(shape)] * 2, FAST.format("bf16"))[0] == 0
     assert run("mul", [np.zeros(9), np.ones(9)], FAST.format("bf16"))[0] == 0
+
+
+LARGE = {
+    "mul": [(300, 64), (300, 64)],
+    "softmax": [(6, 64, 64)],
+    "softmax_grad": [(300, 64), (300, 64)],
+    "layer_norm": [(300, 64), (64,), (64,)],
+    "layer_norm_grad": [(300, 64), (300, 64), (64,)],
+    "layer_norm_weight_grad": [(300, 64), (300, 64)],
+    "gelu": [(300, 64)],
+    "gelu_grad": [(300, 64), (300, 64)],
+    "sum_to": [(300, 64)],
+}
+"""Operands of ops with compiled loops, of more than one piece."""
+
+
+def test_compiled_loops_agree_with_the_ops_and_do_without_their_arrays(monkeypatch):
+    pytest.importorskip("numba")
+    from precsim.backend import fused_errors
+    from precsim.observe import fused_rows, shadow
+
+    assert LARGE.keys() == fused_rows.OPS.keys() | {"mul"}
+    assert fused_errors.KINDS.keys() <= PAIRS.keys()
+    params = {"sum_to": {"shape": (64,)}, "softmax": {"keep": np.tril(np.ones((64, 64), bool))}}
+    params |= {op: EPS for op in LARGE if op.startswith("layer_norm")}
+    for op, shapes in LARGE.items():
+        found = {}
+        for name in ("numpy", "numba"):
+            with tier(name), monkeypatch.context() as patch:
+                if name == "numba":
+                    patch.delattr(shadow, "reference")
+                found[name] = run(op, numbers(*shapes), FAST.format("bf16"), **params.get(op, {}))[
+                    0
+                ]
+        assert found["numba"] == pytest.approx(found["numpy"], rel=1e-11), op

@@ -145,9 +145,9 @@ def _fused_counts() -> ModuleType:
     return fused_counts
 
 
-def comparing() -> Any:
+def comparing(size: int) -> Any:
     """Return the module that compares results with float64 (`fused_errors`), as `counting` does."""
-    if _kernels(LARGE, counts=False) is None:
+    if _kernels(max(size, LARGE), counts=False) is None:
         return None
     from precsim.backend import fused_errors
 

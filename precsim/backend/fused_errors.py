@@ -54,7 +54,8 @@ def compute_and_compare(op: str, inputs: tuple[Array, ...], rounded: Array) -> S
 
 
 @summing
-def _sums(rounded: Any, truth: Any) -> Any:
+def sums(rounded: Any, truth: Any) -> Any:
+    """Return `Sums`; for other loops, that compute `truth`, float64."""
     error = size = 0.0
     for i in range(truth.size):
         difference = np.float64(rounded[i]) - truth[i]
@@ -65,12 +66,12 @@ def _sums(rounded: Any, truth: Any) -> Any:
 
 @compiled
 def _compare(rounded: Any, truth: Any) -> Any:
-    return _sums(rounded, truth)
+    return sums(rounded, truth)
 
 
 @part
 def _compute(kind: Any, a: Any, b: Any, out: Any) -> None:
-    """Write a block of results; in float64 and as written, where `_sums` may take liberties."""
+    """Write a block of results; in float64 and as written, where `sums` may take liberties."""
     for i in range(out.size):
         left, right = np.float64(a[i]), np.float64(b[i])
         if kind == ADD:
@@ -110,7 +111,7 @@ def _kernel(kind: int, *, alone: bool) -> Callable[..., Sums]:
                 _compute_alone(kind, left, b[0], truth)
             else:
                 _compute(kind, left, b[start : start + BLOCK], truth)
-            more_error, more_size = _sums(result, truth)
+            more_error, more_size = sums(result, truth)
             error += more_error
             size += more_size
         return error, size

@@ -53,11 +53,10 @@ def local_error(event: Event) -> float:
     only the result's is.  Divide by the format's u for the error in units of the format.
     """
     xp = array_module(event.rounded)
-    fused = compiled.comparing() if xp is np else None
-    if fused is not None:
-        squares = fused.compute_and_compare(event.op, event.inputs, event.rounded)
-        if squares is not None and isfinite(sum(squares)):
-            return _ratio(*squares)
+    fused = compiled.comparing(event.rounded.size) if xp is np else None
+    squares = _in_one_pass(fused, event) if fused else None
+    if squares is not None and isfinite(sum(squares)):
+        return _ratio(*squares)
     rounded, truth = event.rounded.reshape(-1), reference(event).reshape(-1)
     with np.errstate(all="ignore"):
         squares = fused.compare(rounded, truth) if fused else _squares(xp, rounded, truth)
@@ -65,6 +64,19 @@ def local_error(event: Event) -> float:
             both = xp.isfinite(truth) & xp.isfinite(rounded)
             squares = _squares(xp, xp.where(both, rounded, 0), xp.where(both, truth, 0))
     return _ratio(*squares)
+
+
+def _in_one_pass(fused: Any, event: Event) -> tuple[float, float] | None:
+    """Return what `_squares` does, where there is a compiled loop for the op; None: there is none."""
+    found = fused.compute_and_compare(event.op, event.inputs, event.rounded)
+    if found is None:
+        from precsim.observe import fused_rows
+
+        with np.errstate(all="ignore"):
+            found = fused_rows.compute_and_compare(
+                event.op, event.inputs, event.params, event.rounded
+            )
+    return found  # type: ignore[no-any-return]
 
 
 def _squares(xp: Any, rounded: Any, truth: Any) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from precsim.formats.kernels import round_into
 from precsim.formats.modes import Mode, Overflow, Rounding, stochastic
 from precsim.formats.quantize import random_words
 from precsim.formats.registry import format
-from precsim.formats.scratch import BLOCK_BYTES, scratch
+from precsim.formats.scratch import BLOCK_BYTES, SLOT_BYTES, scratch
 
 Array = npt.NDArray[Any]
 Draw = Callable[[tuple[int, ...], int], Array]
@@ -49,15 +49,21 @@ def _rules(unit: Accumulator) -> tuple[_Rule, _Rule]:
 
 
 def add_up(
-    unit: Accumulator, length: int, part: Callable[[int, int], Array], draw: Draw | None
+    unit: Accumulator,
+    length: int,
+    part: Callable[[int, int], Array],
+    draw: Draw | None,
+    out: Array | None = None,
 ) -> Array:
     """Return the total of ``part(start, stop)`` over 0 .. length, rounded at each step.
 
-    The arrays that `part` returns may be views, or the same memory each time.  `draw(shape, start)`
-    gives the random words for totals that round stochastically.
+    The arrays that `part` returns may be views, or the same memory each time, but not `out`, which
+    the total is written to where it is given, contiguous.  `draw(shape, start)` gives the random
+    words for totals that round stochastically.
     """
     inner, outer = _rules(unit)
-    total = sum_of_chunks = None
+    total, sum_of_chunks = (None, out) if unit.chunk else (out, None)
+    from_zero = True
     rounded = 0  # elements that drew random words so far
     for start in range(0, length, unit.every):
         stop = min(start + unit.every, length)
@@ -69,7 +75,8 @@ def add_up(
         first = start == 0 or (unit.chunk > 0 and start % unit.chunk == 0)
         total = _add(total, term, inner, words, from_zero=first)
         if unit.chunk and (stop % unit.chunk == 0 or stop == length):
-            sum_of_chunks = _add(sum_of_chunks, total, outer, from_zero=sum_of_chunks is None)
+            sum_of_chunks = _add(sum_of_chunks, total, outer, from_zero=from_zero)
+            from_zero = False
     found = sum_of_chunks if unit.chunk else total
     assert found is not None
     return found
@@ -92,7 +99,7 @@ def _add(
         total = xp.empty(term.shape, term.dtype)
     flat, added = total.reshape(-1), xp.ascontiguousarray(term).reshape(-1)
     drawn = None if words is None else words.reshape(-1)
-    block = BLOCK_BYTES // total.dtype.itemsize if xp is np else max(total.size, 1)
+    block = SLOT_BYTES // total.dtype.itemsize if xp is np else max(total.size, 1)
     for start in range(0, flat.size, block):
         piece = slice(start, start + block)
         here = flat[piece]

@@ -7,7 +7,7 @@ named, the total is as wide as the carrier and BLAS computes it; `accumulate.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from precsim.engine.pool import Pool
 from precsim.engine.precision import Accumulator
 from precsim.formats.modes import stochastic
 from precsim.formats.quantize import quantize
+from precsim.formats.scratch import SLOT_BYTES
 
 Array = npt.NDArray[Any]
 
@@ -111,11 +112,35 @@ class Arithmetic(NamedTuple):
             multiply(unit, left, right, product.reshape(-1, *shape[-2:]), self.draw)
             return product
 
-        def part(start: int, stop: int) -> Array:
-            self.xp.matmul(a[..., start:stop], b[..., start:stop, :], out=product)
-            return product
+        whole = self.xp is not np or stochastic(unit.rounding)  # words are drawn for all at once
+        for slab in (slice(None),) if whole else _slabs(product):
+            left, out = _at(slab, a, len(shape)), product[slab]
+            right = b if len(shape) == 2 else _at(slab, b, len(shape))
+            add_up(unit, a.shape[-1], self._products(left, right, out.shape), self.draw, out)
+        return product
 
-        return add_up(unit, a.shape[-1], part, self.draw)
+    def _products(self, a: Array, b: Array, shape: tuple[int, ...]) -> Callable[[int, int], Array]:
+        """Return what multiplies a part of the contraction, into the same memory each time."""
+        term = self.empty(shape)
+
+        def part(start: int, stop: int) -> Array:
+            self.xp.matmul(a[..., start:stop], b[..., start:stop, :], out=term)
+            return term
+
+        return part
+
+
+def _slabs(product: Array) -> Iterator[slice]:
+    """Cut the first axis into parts that stay in a cache: rows, or matrices of a stack."""
+    step = max(1, SLOT_BYTES * len(product) // max(product.nbytes, 1))
+    step -= step % 16 if step > 16 else 0  # whole numbers of the rows that BLAS takes at a time
+    for start in range(0, len(product), step):
+        yield slice(start, start + step)
+
+
+def _at(slab: slice, x: Array, ndim: int) -> Array:
+    """Return the slab of an operand, or all of it where it serves every one."""
+    return x[slab] if x.ndim == ndim and len(x) > 1 else x
 
 
 def _product_shape(left: tuple[int, ...], right: tuple[int, ...]) -> tuple[int, ...]:

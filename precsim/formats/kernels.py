@@ -16,7 +16,7 @@ which is exact because the float32 values are a subset.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -85,7 +85,7 @@ def round_quietly(
     if one_pass is not None and one_pass(x, out, fmt, rounding, overflow, words):
         return
     apart = watch is None or out is not x
-    short = _shorter(plan, rounding) if on_host else None
+    short = plan.shorter.get(rounding) if on_host else None
     most = SLOT_BYTES if words is None and short and watch is None else BLOCK_BYTES
     block = most // x.itemsize if on_host else max(x.size, 1)
     saturate = overflow is Overflow.SATURATE
@@ -104,13 +104,6 @@ def round_quietly(
             there[...] = rounded
 
 
-def _shorter(plan: Plan, rounding: Mode) -> Short | None:
-    """Return what is quicker than the plan's kernel where it does what that does."""
-    if rounding is Rounding.NEAREST:
-        return plan.nearest
-    return plan.drawn if rounding is Rounding.STOCHASTIC else None
-
-
 def _show(x: Array, block: int, watch: Watch) -> None:
     """Show what rounding does not change."""
     for start in range(0, x.size, block):
@@ -124,8 +117,7 @@ class Plan:
 
     fmt: Format
     kernel: Callable[[Array, Array, Plan, Mode, Overflow, Array | None], None]
-    nearest: Short | None
-    drawn: Short | None
+    shorter: Mapping[Mode, Short]  # what is quicker where it does what the kernel does
     block: int
     holds_carrier: bool  # every carrier value is a value of the format
     uint: Any
@@ -160,8 +152,7 @@ def plan_for(dtype: np.dtype[Any], fmt: Format) -> Plan:
         return Plan(
             fmt=fmt,
             kernel=kernel,
-            nearest=_nearest(dtype, fmt, kernel),
-            drawn=drawn.by_steps(dtype, fmt) if kernel is round_in_steps else None,
+            shorter=_shorter(dtype, fmt, kernel),
             block=BLOCK_BYTES // dtype.itemsize,
             holds_carrier=shift == 0 and kernel is round_by_bits and fmt.subnormals,
             uint=uint,
@@ -203,9 +194,17 @@ def _choose(dtype: np.dtype[Any], fmt: Format) -> Callable[..., None]:
     return round_in_float64
 
 
-def _nearest(dtype: np.dtype[Any], fmt: Format, kernel: Callable[..., None]) -> Short | None:
-    shorter = {round_in_steps: nearest.by_steps, round_by_bits: nearest.by_bits}.get(kernel)
-    return shorter(dtype, fmt) if shorter else None
+def _shorter(
+    dtype: np.dtype[Any], fmt: Format, kernel: Callable[..., None]
+) -> Mapping[Mode, Short]:
+    found: dict[Mode, Short | None] = {}
+    if kernel in (round_in_steps, round_by_bits):
+        make = nearest.by_steps if kernel is round_in_steps else nearest.by_bits
+        found[Rounding.NEAREST] = make(dtype, fmt, truncates=False)
+        found[Rounding.TOWARD_ZERO] = make(dtype, fmt, truncates=True)
+    if kernel is round_in_steps:
+        found[Rounding.STOCHASTIC] = drawn.by_steps(dtype, fmt)
+    return {mode: short for mode, short in found.items() if short is not None}
 
 
 def round_in_steps(

@@ -1,4 +1,4 @@
-"""Rounding to nearest even in as few passes over a block as NumPy needs: what training does most.
+"""Rounding to nearest even, or toward zero, in as few passes over a block as NumPy needs.
 
 The ways are those of `kernels.py`, by steps and by the bits, and so are the results.  Every pass is
 one call of NumPy, which costs a third of a microsecond before it touches a number, and then a tenth
@@ -24,11 +24,12 @@ Short = Callable[[Array, Array, Array | None, bool], bool]
 _Constants = Callable[[Any], Array]
 
 
-def by_steps(dtype: np.dtype[Any], fmt: Format) -> Short | None:
+def by_steps(dtype: np.dtype[Any], fmt: Format, *, truncates: bool) -> Short | None:
     """Return what rounds multiples of the spacing to whole numbers; None: it needs more care.
 
     x is multiplied with the reciprocal of the spacing, and divided by it again: both are exact.
     """
+    to_whole = np.trunc if truncates else np.rint
     if not (fmt.signed and fmt.subnormals):
         return None
     find, treat, zero = reciprocals(dtype, fmt), edge(dtype, fmt), np.array(0, dtype)
@@ -38,8 +39,10 @@ def by_steps(dtype: np.dtype[Any], fmt: Format) -> Short | None:
             return False
         inverse, bits = scratch_bits("step", x)
         beyond = find(x, bits)
+        if beyond and truncates and not saturate:  # infinities stay, other numbers saturate
+            return False
         np.multiply(x, inverse, out=out)
-        np.rint(out, out=out)
+        to_whole(out, out=out)
         np.divide(out, inverse, out=out)
         if beyond:
             treat(out, saturate)
@@ -50,8 +53,8 @@ def by_steps(dtype: np.dtype[Any], fmt: Format) -> Short | None:
     return run
 
 
-def by_bits(dtype: np.dtype[Any], fmt: Format) -> Short | None:
-    """Return what rounds a format with the carrier's exponents by adding to the bits."""
+def by_bits(dtype: np.dtype[Any], fmt: Format, *, truncates: bool) -> Short | None:
+    """Return what rounds a format with the carrier's exponents by adding to the bits, or not."""
     shift = np.finfo(dtype).nmant - fmt.man_bits
     if shift == 0 or not (fmt.signed and fmt.subnormals):
         return None
@@ -61,15 +64,18 @@ def by_bits(dtype: np.dtype[Any], fmt: Format) -> Short | None:
     largest, least = number(fmt.max), number(-fmt.max)
 
     def run(x: Array, out: Array, words: Array | None, saturate: bool) -> bool:
-        if isnan(np.maximum.reduce(x)):  # a carry out of a NaN would make it a number
+        if isnan(np.maximum.reduce(x)):  # a carry would make a number of it, or losing its bits
             return False
-        _, bits = scratch_bits("step", x)
-        source = x.view(bits.dtype)
-        np.right_shift(source, places, out=bits)
-        np.bitwise_and(bits, one, out=bits)
-        np.add(bits, below_half, out=bits)
-        np.add(bits, source, out=bits)
-        np.bitwise_and(bits, keep, out=out.view(bits.dtype))
+        source, target = x.view(keep.dtype), out.view(keep.dtype)
+        if truncates:
+            np.bitwise_and(source, keep, out=target)
+        else:
+            _, bits = scratch_bits("step", x)
+            np.right_shift(source, places, out=bits)
+            np.bitwise_and(bits, one, out=bits)
+            np.add(bits, below_half, out=bits)
+            np.add(bits, source, out=bits)
+            np.bitwise_and(bits, keep, out=target)
         if saturate:
             out.clip(least, largest, out=out)
         return True

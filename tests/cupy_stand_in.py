@@ -361,7 +361,12 @@ def module():
     cupy.ndarray = ndarray
     cupy.ElementwiseKernel, cupy.RawKernel = ElementwiseKernel, RawKernel
     cupy.cuda = SimpleNamespace(
-        runtime=SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError)
+        runtime=SimpleNamespace(
+            getDeviceCount=lambda: 1,
+            CUDARuntimeError=RuntimeError,
+            deviceSynchronize=lambda: None,
+            getDeviceProperties=lambda _: {"name": b"a stand-in"},
+        )
     )
     for name, parameters in NAMES.items():
         if name.startswith("ndarray") or not hasattr(np, name):

@@ -28,11 +28,12 @@ class Rounded(torch.autograd.Function):
 class Model:
     """One batch, trained with SGD; `fmt` None emulates nothing."""
 
-    def __init__(self, config, parameters, fmt, rate, scale):
+    def __init__(self, config, parameters, fmt, rate, scale, device="cpu"):
+        self.device = device
         self.config, self.rate, self.scale = config, rate, scale
         self.dtype = DTYPES[fmt] if fmt else None
         self.parameters = {
-            name: torch.tensor(np.asarray(x, np.float32)).requires_grad_()
+            name: torch.tensor(np.asarray(x, np.float32), device=device).requires_grad_()
             for name, x in parameters.items()
         }
 
@@ -43,8 +44,9 @@ class Model:
     def step(self, tokens, targets):
         """Do one step."""
         p = {name: self.round(x) for name, x in self.parameters.items()}
-        loss = self.loss(p, torch.from_numpy(tokens), torch.from_numpy(targets))
-        loss.backward(torch.tensor(self.scale))
+        ids = (torch.from_numpy(a).to(self.device) for a in (tokens, targets))
+        loss = self.loss(p, *ids)
+        loss.backward(torch.tensor(self.scale, device=self.device))
         with torch.no_grad():
             for x in self.parameters.values():
                 gradient = self.round(x.grad * (1 / self.scale))
@@ -62,7 +64,7 @@ class Model:
         def linear(x, name):
             return r(x @ p[f"{name}.weight"] + p[f"{name}.bias"])
 
-        hidden = torch.ones(time, time, dtype=torch.bool).triu(1)
+        hidden = torch.ones(time, time, dtype=torch.bool, device=self.device).triu(1)
         x = r(f.embedding(tokens, p["wte.weight"]) + p["wpe.weight"][:time])
         for layer in range(config.layers):
             b = f"blocks.{layer}"
@@ -73,5 +75,6 @@ class Model:
             x = r(x + linear(r(weights @ v).transpose(1, 2).flatten(2), f"{b}.proj"))
             wide = r(f.gelu(linear(norm(x, f"{b}.ln2"), f"{b}.fc1"), approximate="tanh"))
             x = r(x + linear(wide, f"{b}.fc2"))
-        logits = r(norm(x, "lnf") @ p["head.weight"])
+        head = p["wte.weight"].T if config.tied else p["head.weight"]
+        logits = r(norm(x, "lnf") @ head)
         return r(f.cross_entropy(logits.flatten(0, 1), targets.flatten()))

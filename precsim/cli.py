@@ -27,6 +27,7 @@ from precsim.cli_runs import Device, consoles, fail, print_line, show_run
 from precsim.formats import literal
 from precsim.formats.modes import SPELLINGS
 from precsim.formats.registry import element_of
+from precsim.observe.costs import sentence
 from precsim.runs import config as configs
 from precsim.runs import data
 from precsim.runs.files import DiskFullError, RunError, make_folder
@@ -164,7 +165,10 @@ def demo(
         out.print(part)
 
 
-@app.command()
+@app.command(
+    epilog="How closely the run is watched: --set observe=off, counts, hist (the default), shadow or "
+    f"tensors:PATTERN.  {sentence()}"
+)
 def train(
     config_file: Annotated[
         Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Lines like: steps = 200")

@@ -19,6 +19,7 @@ import typer
 
 from precsim.backend import get_backend
 from precsim.engine.context import using
+from precsim.observe.costs import sentence
 from precsim.recipes import RECIPES, recipe
 from precsim.runs.check import Report
 from precsim.runs.check import check as check_run
@@ -106,7 +107,8 @@ def replay(
         typer.Option("--op", metavar="GLOB", help="Show these: 'gradients/*', 'blocks.0.*', gelu."),
     ] = None,
     observe: Annotated[
-        str, typer.Option(metavar="LEVEL", help="How closely: counts, hist or shadow.")
+        str,
+        typer.Option(metavar="LEVEL", help=f"How closely: counts, hist or shadow.  {sentence()}"),
     ] = "shadow",
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare with what was recorded.")

@@ -6,7 +6,8 @@
     shadow    the same, and each op's error against itself in float64
     tensors   the same, and the results themselves, of the ops that a pattern names
 
-No level changes a bit of what it watches: a tracer reads arrays and writes none.
+No level changes a bit of what it watches: a tracer reads arrays and writes none.  What each costs
+is measured (`precsim.observe.costs`).
 """
 
 from __future__ import annotations

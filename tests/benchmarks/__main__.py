@@ -1,7 +1,7 @@
 """All benchmarks: ``python -m tests.benchmarks [--quick] [--only NAME ...] [--json FILE] [--readme]``.
 
-`--readme` writes the table and the machine into README.md, and figures/benchmarks.png with its data
-beside it; `--from FILE` takes rows that `--json` wrote, and measures nothing.
+`--readme` writes the tables and the machine into README.md, figures/benchmarks.png with its data
+beside it, and what watching costs to where the help reads it; `--from FILE` takes rows that `--json` wrote, and measures nothing.
 """
 
 import argparse
@@ -15,9 +15,10 @@ from tests.benchmarks.measure import one_thread, write_table
 one_thread()
 
 from precsim.backend import tier
+from precsim.observe.costs import FILE
 from precsim.show.plot import save
 from tests.benchmarks.picture import benchmarks
-from tests.benchmarks.summary import between_markers, fingerprint, markdown
+from tests.benchmarks.summary import between_markers, fingerprint, level_costs, markdown
 
 NAMES = ("rounding", "accumulators", "step", "observe", "growth")
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +49,8 @@ def main(arguments):
         page = ROOT / "README.md"
         table = markdown(data["rows"], data["machine"])
         page.write_text(between_markers(page.read_text(encoding="utf-8"), table), encoding="utf-8")
+        if costs := level_costs(data["rows"]):
+            FILE.write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
         save("benchmarks", data, ROOT / "figures/benchmarks.png", {"benchmarks": benchmarks})
 
 

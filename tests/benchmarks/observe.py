@@ -1,7 +1,7 @@
 """What watching costs: ``python -m tests.benchmarks.observe [--quick | --steps 12 --recipe bf16]``.
 
-`rows` has the step of `step.py` at each level, as a multiple of one that nobody watches: with NumPy
-alone, and in fast arithmetic with compiled kernels, where Numba is installed.  With
+`rows` has the step of `step.py` at each level, its seconds and how many times one takes that nobody
+watches ("tensors" keeps the gradients in memory, and has no limit): with NumPy alone, and in fast arithmetic with compiled kernels, where Numba is installed.  With
 `--steps` a run is recorded at each level instead: hashes are computed beside it, in a thread, so
 that its times are the processor's and the clock's, and the last columns are what a step's ops leave
 on the disk, and how long it takes to write the ops of the run and a checkpoint.
@@ -110,19 +110,20 @@ def rows(quick: bool) -> list[dict]:
         for case, kernels in tiers.items():
             arithmetic = "fast" if case == "compiled" else case
             functions = {"nobody": Model(fmt, arithmetic, tier=kernels).step}
-            functions |= {level: watched_step(level, fmt, arithmetic, kernels) for level in LIMITS}
+            functions |= {level: watched_step(level, fmt, arithmetic, kernels) for level in LEVELS}
             t = medians(functions, 5 if quick else 21)
             found += [
                 row("observation", f"{level}, {case}", fmt, t[level], peer="nobody",
-                    against=t["nobody"], limit=limit)
-                for level, limit in LIMITS.items()
+                    against=t["nobody"], limit=LIMITS.get(level))
+                for level in LEVELS
             ]  # fmt: skip
     return found
 
 
 def watched_step(level, fmt, arithmetic, kernels):
     """Return a function that does one step at a level, without hashes."""
-    tracer = Tracer(Level.parse(level), hashes=False)
+    pattern = f":{PATTERN}" if level == "tensors" else ""
+    tracer = Tracer(Level.parse(level + pattern), hashes=False)
     observers = (tracer,) if level != "off" else ()
     model = Model(fmt, arithmetic, observers=observers, tier=kernels)
     return lambda: (model.step(), tracer.drain())

@@ -6,6 +6,7 @@ import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
+from precsim.observe.costs import CASES, span
 from tests.benchmarks.measure import quantity
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
@@ -111,8 +112,50 @@ def markdown(rows, machine):
             f"| {line['what']} | {formats} | {line['peer']} | {measured} | {line['target']:.3g} "
             f"| {verdict(line)} |"
         )
-    text += ["", *_large(rows)]
+    text += ["", *_levels(rows), *_large(rows)]
     return "\n".join(text)
+
+
+def level_costs(rows):
+    """Return what `precsim.observe.costs` reads: each level's seconds and ratios, least and most."""
+    found = {}
+    for measured in rows:
+        if measured["table"] == "observation":
+            level, _, case = measured["case"].partition(", ")
+            found.setdefault(level, {}).setdefault(case, []).append(measured)
+    return {
+        level: {
+            case: {
+                name: [pick(r[name] for r in group) for pick in (min, max)]
+                for name in ("seconds", "ratio")
+            }
+            for case, group in sorted(cases.items())
+        }
+        for level, cases in found.items()
+    }
+
+
+def _levels(rows):
+    """Return a table of what watching costs, if it was measured."""
+    costs = level_costs(rows)
+    if not costs:
+        return
+    cases = {case: title for case, title in CASES.items() if any(case in c for c in costs.values())}
+    yield "A step at each level of `observe`, and as a multiple of one that nobody watches:"
+    yield ""
+    yield f"| level | {' | '.join(cases.values())} |"
+    yield "|---" * (1 + len(cases)) + "|"
+    for level, measured in costs.items():
+        cells = [_cost(measured.get(case)) for case in cases]
+        yield f"| `{level}` | {' | '.join(cells)} |"
+    yield ""
+
+
+def _cost(cost):
+    if cost is None:
+        return ""
+    ms = span([s * 1e3 for s in cost["seconds"]], 0)
+    return f"{span(cost['ratio'], 2)} ({ms} ms)"
 
 
 def _large(rows):

@@ -9,11 +9,13 @@ doubt does not wait for float64.  It is corrected by the remainder instead, whic
 multiply-add has exactly, and then, if its last bit is 0, moved by one unit towards the exact
 quotient.  So it lies on a midpoint, which ends in zeros, only if the exact one does.
 
-Left to NumPy are the rules that multiply with a float32 factor.
+Left to NumPy are the rules that multiply with a float32 factor, and scales that underflow to zero
+where elements have no -0.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -46,10 +48,12 @@ from precsim.backend.fused_scales import (
     Rule,
     as_end,
     find_divisors,
+    find_divisors_of_two,
     find_ends,
     find_highest,
     find_largest,
     find_scales,
+    near_one,
     spread_out,
 )
 from precsim.formats.arrays import Array
@@ -86,7 +90,8 @@ def round_into(
     factor: float,
 ) -> bool:
     """Round contiguous x into contiguous `out`, which may be x; False where there is no kernel."""
-    if fmt.rule.multiplies:
+    loses_zero = fmt.smallest_scale == 0 and not fmt.element.has_negative_zero
+    if fmt.rule.multiplies or loses_zero:
         return False
     plan = _plan(x.dtype, fmt, rounding, inside=True)
     if plan is None:
@@ -95,16 +100,19 @@ def round_into(
     source = x.reshape(-1).view(uint)
     target = source if out is x else out.reshape(-1).view(uint)
     drawn = fused.NO_WORDS if words is None else words.reshape(-1)
-    rule = plan.rule
+    rule, amaxes = plan.rule, source[:0]
+    arrays = source, target, drawn, shape, plan.element, plan.scale
     if fmt.tensor_scale is not None:
-        top = plan.run(source, target, drawn, shape, plan.element, plan.scale, np.array(rule), True)
+        amaxes = np.empty(math.prod(tiling.grid), uint)
+        top = plan.run(*arrays, np.array(rule), amaxes, True)
         with np.errstate(all="ignore"):
             tensor = float(scale_of_tensor(np.full((1, 1), top), fmt)[0, 0])
         if not _INSIDE[0] < tensor < _INSIDE[1]:
             plan = _plan(x.dtype, fmt, rounding, inside=False)
             assert plan is not None
+            arrays = source, target, drawn, shape, plan.element, plan.scale
         rule = plan.rule._replace(most=fmt.element.max * tensor, tensor=tensor)
-    plan.run(source, target, drawn, shape, plan.element, plan.scale, np.array(rule), False)
+    plan.run(*arrays, np.array(rule), amaxes, False)
     return True
 
 
@@ -170,9 +178,8 @@ def _plan(dtype: np.dtype[Any], fmt: Scaled, rounding: Mode, *, inside: bool) ->
 
 
 @inlined
-def _quotient(size: Any, boost: Any, inverse: Any, high: Any, rest: Any, two: Any) -> Any:
-    """Return the quotient of a magnitude by high + rest, both of them over `boost` (see above)."""
-    x = size * boost
+def _quotient(x: Any, inverse: Any, high: Any, rest: Any, two: Any) -> Any:
+    """Return the bits of the quotient of a magnitude by high + rest (see above)."""
     q = x * inverse
     r = fma(-q, high, x)
     if two:
@@ -191,11 +198,11 @@ def _quotient(size: Any, boost: Any, inverse: Any, high: Any, rest: Any, two: An
 def kernel(
     how: int, mode: int, kind: int, *, narrow: bool, division: int, ends: int, two: bool
 ) -> Callable[..., float]:
-    """Return ``run(source, target, words, shape, element, scale, rule, only_top)``.
+    """Return ``run(source, target, words, shape, element, scale, rule, kept, only_top)``.
 
     `narrow`: the arrays, which are bits, are of float32.  `ends`: elements have an end that their format
-    has not, 2: and a zero point.  `two`: scales have two levels.  `only_top`: write nothing, and
-    return the largest finite amax.
+    has not, 2: and a zero point.  `two`: scales have two levels: first, `only_top`, every amax is written
+    to `kept`, and the largest that is finite returned.
     """
     real: Any = np.float32 if narrow else np.float64
     number: Any = np.float64 if division == IN_FLOAT64 else real
@@ -206,23 +213,26 @@ def kernel(
     @compiled
     def run(
         source: Any, target: Any, words: Any, shape: Any, packed: Any, scales: Any, rule: Any,
-        only_top: Any,
+        kept: Any, only_top: Any,
     ) -> Any:  # fmt: skip
         c, top = unpack(packed), 0.0
         tensor, lost = number(rule[7]), as_bits(number(rule[10]))
+        boost_of_all, near_of_all = near_one(rule[7])
+        nearer, near = number(boost_of_all), number(near_of_all)
         lowest, highest = number(rule[8]), number(rule[9])
         zero = like(0, source[0])
         magnitude = like(like(zero - like(1, zero), zero) >> like(1, zero), zero)
         count, rows, columns, height, width = shape[0], shape[1], shape[2], shape[3], shape[4]
         across, apart = -(-columns // width), source.ctypes.data != target.ctypes.data
         per = max(1, min(ROOM, SLAB // height) // width)
-        amaxes, peaks = np.empty(per, source.dtype), np.empty(ROOM, source.dtype)
+        own, peaks = np.empty(0 if two else per, source.dtype), np.empty(ROOM, source.dtype)
+        known = 0
         low, high = np.empty(per, integer), np.empty(per, integer)
         sizes, found, lows = np.empty(per), np.empty(per), np.empty(per)
         boost, inverse, factor = np.empty(per, number), np.empty(per, number), np.empty(per, number)
-        head, tail = np.empty(per if remainder else 0, number), np.empty(per, number)
+        head = np.empty(per if remainder else 0, number)
         boosts, inverses, factors = np.empty((3, ROOM), number)
-        highs, rests, zeros = np.empty((3, ROOM), number)
+        highs, zeros = np.empty((2, ROOM), number)
         points, waiting = np.empty(per, number), np.empty(ROOM, source.dtype)
         beside = min(width, ROOM)
         for place in range(count * (-(-rows // height)) * (-(-across // per))):
@@ -234,17 +244,20 @@ def kernel(
             lower = min(upper + height, rows)
             blocks = min(per, across - first * per)
             base = matrix * rows * columns
-            amaxes[:blocks] = zero
-            if height > 1 and width < LONG:
-                peaks[: right - left] = zero
-                for i in range(upper, lower):
-                    at = base + i * columns
-                    find_highest(source[at + left : at + right], magnitude, peaks)
-                find_largest(peaks[: right - left], width, magnitude, amaxes)
-            else:
-                for i in range(upper, lower):
-                    at = base + i * columns
-                    find_largest(source[at + left : at + right], width, magnitude, amaxes)
+            amaxes = kept[known : known + blocks] if two else own[:blocks]
+            known += blocks
+            if only_top or not two:
+                amaxes[:] = zero
+                if height > 1 and width < LONG:
+                    peaks[: right - left] = zero
+                    for i in range(upper, lower):
+                        at = base + i * columns
+                        find_highest(source[at + left : at + right], magnitude, peaks)
+                    find_largest(peaks[: right - left], width, magnitude, amaxes)
+                else:
+                    for i in range(upper, lower):
+                        at = base + i * columns
+                        find_largest(source[at + left : at + right], width, magnitude, amaxes)
             if only_top:
                 for block in range(blocks):
                     amax = max(np.float64(as_float(amaxes[block])), rule[4])
@@ -264,14 +277,16 @@ def kernel(
                     if sizes[block] < np.inf:
                         sizes[block] = as_end(high[block], magnitude) - lows[block]
             find_scales(sizes[:blocks], rule, scales, found)
-            find_divisors(found[:blocks], rule, boost, inverse, head, tail, factor)
-            spread_out(inverse if division == BY_POWER else boost, blocks, beside, boosts)
+            if remainder and two:
+                find_divisors_of_two(found[:blocks], near, inverse, factor)
+            else:
+                find_divisors(found[:blocks], rule, boost, inverse, head, factor)
+                spread_out(inverse if division == BY_POWER else boost, blocks, beside, boosts)
             spread_out(factor, blocks, beside, factors)
             if remainder:
                 spread_out(inverse, blocks, beside, inverses)
+            if remainder and not two:
                 spread_out(head, blocks, beside, highs)
-                if two:
-                    spread_out(tail, blocks, beside, rests)
             if ends:
                 for block in range(blocks):
                     point = 0.0
@@ -291,9 +306,12 @@ def kernel(
                         size = like(here[j] & magnitude, zero)
                         sign = like(here[j] ^ size, zero)
                         x = as_float(size)
-                        if remainder:
-                            rest = rests[j] if two else x
-                            bits = _quotient(x, boosts[j], inverses[j], highs[j], rest, two)
+                        if remainder and two:
+                            whole = factors[j] * near
+                            rest = fma(factors[j], near, -whole)
+                            bits = _quotient(x * nearer, inverses[j], whole, rest, two)
+                        elif remainder:
+                            bits = _quotient(x * boosts[j], inverses[j], highs[j], x, two)
                         elif division == BY_POWER:
                             bits = as_bits(x * boosts[j])
                         else:

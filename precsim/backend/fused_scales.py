@@ -27,6 +27,8 @@ ROUNDED_RATIOS, RATIOS, POWERS, CLIPPED_POWERS = range(4)
 """How a scale follows from amax: rounded to any format, or to float32; powers of two, to any format."""
 
 _EXPONENT = np.uint64(0x7FF << 52)
+_BOTH = np.uint64(2046 << 52)
+"""The bits of a power of two, taken from this, are those of its reciprocal."""
 
 
 class Rule(NamedTuple):
@@ -119,29 +121,42 @@ def find_ends(bits: Any, width: Any, magnitude: Any, low: Any, high: Any) -> Non
 
 @part
 def find_divisors(
-    scales: Any, rule: Any, boosts: Any, inverses: Any, highs: Any, rests: Any, factors: Any
+    scales: Any, rule: Any, boosts: Any, inverses: Any, highs: Any, factors: Any
 ) -> None:
     """Write what elements are divided by and multiplied with.
 
-    Where there are `highs`: the power of two that takes the divisor to between 1 and 2, and of that
-    divisor the reciprocal, the float32 and the rest; else the divisor, as `boosts`, and its reciprocal.
+    Where there are `highs`: the power of two that takes the divisor to between 1 and 2, the
+    reciprocal of that divisor, and itself; else the divisor, as `boosts`, and its reciprocal.
     """
-    bias, most, least = np.uint64(2046 << 52), np.uint64(1149 << 52), np.uint64(897 << 52)
+    most, least = np.uint64(1149 << 52), np.uint64(897 << 52)
     tensor, tiny = rule[7], rule[11]
     if highs.size:
         for i in range(scales.size):
             total = scales[i] * tensor
             divisor = tiny if total == 0 else total
-            boost = as_float(bias - min(max(as_bits(divisor) & _EXPONENT, least), most))
+            boost = as_float(_BOTH - min(max(as_bits(divisor) & _EXPONENT, least), most))
             divisor *= boost
-            high = np.float32(divisor)
-            boosts[i], inverses[i], highs[i] = boost, 1.0 / divisor, high
-            rests[i], factors[i] = divisor - np.float64(high), scales[i]
+            boosts[i], inverses[i], highs[i], factors[i] = boost, 1.0 / divisor, divisor, total
     else:
         for i in range(scales.size):
             total = scales[i] * tensor
             divisor = tiny if total == 0 else total
             boosts[i], inverses[i], factors[i] = divisor, 1.0 / divisor, total
+
+
+@part
+def find_divisors_of_two(scales: Any, near: Any, inverses: Any, factors: Any) -> None:
+    """Write the reciprocals of divisors over those of a tensor near 1; over 0, any number will do."""
+    for i in range(scales.size):
+        inverses[i] = 1.0 if scales[i] == 0 else 1.0 / (scales[i] * near)
+        factors[i] = scales[i]
+
+
+@inlined
+def near_one(scale: Any) -> Any:
+    """Return the power of two that takes a scale to between 1 and 2, and where it is then."""
+    boost = as_float(_BOTH - (as_bits(scale) & _EXPONENT))
+    return boost, scale * boost
 
 
 @part

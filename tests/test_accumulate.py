@@ -84,3 +84,18 @@ def test_a_total_that_draws_needs_random_words():
         multiply(Accumulator.parse("fp16:stochastic"), a, b, np.empty((1, 2, 4)), None)
     with pytest.raises(ValueError, match="stochastic rounding needs"):
         add_up(Accumulator.parse("fp16:stochastic"), 3, lambda i, _: a[0, i % 2], None)
+
+
+@pytest.mark.parametrize("unit", ["fp16", "bf16:stochastic", "e8m13:toward_zero/4>bf16@8"])
+def test_compiled_totals_are_numpys(unit):
+    """Of terms, -0 among them, that come several at a time; the first of a chunk is added to 0."""
+    pytest.importorskip("numba")
+    unit = Accumulator.parse(unit)
+    for dtype in (np.float32, np.float64):
+        terms = operands(1, 13, 50, 70, dtype)[1][0] * dtype(100)
+        terms[0, ::3] = -0.0
+        found = []
+        for kernels in ("numpy", "numba"):
+            with tier(kernels), np.errstate(all="ignore"):
+                found.append(add_up(unit, 50, lambda i, end, t=terms: t[i:end].sum(axis=0), draw))
+        assert found[0].tobytes() == found[1].tobytes()

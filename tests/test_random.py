@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from precsim.backend import key, normal, to_numpy, uniform, words
+from precsim.backend import key, normal, tier, to_numpy, uniform, words
 
 K = key(0, "block0.attn.softmax", 3, 0)
 
@@ -46,6 +46,22 @@ def test_words_are_the_halves_of_numpys_stream_low_half_first():
     raw = np.random.Philox(key=np.array(K, np.uint64)).random_raw(50)
     halves = np.stack([raw & 0xFFFFFFFF, raw >> 32], axis=1).ravel()
     np.testing.assert_array_equal(words(K, 100), halves)
+
+
+def test_compiled_words_are_numpys():
+    pytest.importorskip("numba")
+    from precsim.backend.fused_random import philox
+
+    counter, the_key, expected = KNOWN_ANSWERS[0]
+    assert tuple(map(int, philox(the_key, counter[0] - 1, 1))) == expected
+    for the_key in (K, (0, 0), (2**64 - 1, 2**64 - 1)):
+        for start in (0, 5, 8, 2**32 - 3, 2**60):
+            with tier("numpy"):
+                want = words(the_key, (31, 9), start), uniform(the_key, 100, start)
+            with tier("numba"):
+                got = words(the_key, (31, 9), start), uniform(the_key, 100, start)
+            for a, b in zip(got, want, strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
 def test_uniform_and_normal_are_numpys_own():

@@ -103,15 +103,50 @@ def round_blocks(
 
 
 def multiply(
-    a: Array, b: Array, total: Array, fmt: Format, rounding: Mode, overflow: Overflow
+    a: Array,
+    b: Array,
+    total: Array,
+    fmt: Format,
+    rounding: Mode,
+    overflow: Overflow,
+    words: Array | None,
 ) -> bool:
     """Add the product of (S, M, K) and (S, K, N) to `total`, and round it after every addition.
 
-    False: it is not done, because it is left to NumPy, or the mode draws random words.
+    A mode that draws random words has those for one addition, K = 1.  False: it is left to NumPy.
     """
-    fused = _kernels(total.size * a.shape[-1], counts=False)
-    done = fused is not None and fused.multiply(a, b, total, fmt, rounding, overflow)
-    return bool(done)
+    if _kernels(total.size * a.shape[-1], counts=False) is None:
+        return False
+    from precsim.backend import fused_sums
+
+    return fused_sums.multiply(a, b, total, fmt, rounding, overflow, words)
+
+
+def add(
+    total: Array,
+    term: Array,
+    fmt: Format,
+    rounding: Mode,
+    overflow: Overflow,
+    words: Array | None,
+    *,
+    from_zero: bool,
+) -> bool:
+    """Add a term to the total, or to zero, and round it, both contiguous; False: it is not done."""
+    if _kernels(total.size, counts=False) is None:
+        return False
+    from precsim.backend import fused_sums
+
+    return fused_sums.add(total, term, fmt, rounding, overflow, words, from_zero=from_zero)
+
+
+def random(key: tuple[int, int], block: int, blocks: int) -> Array | None:
+    """Return so many blocks of four 64-bit Philox words, flat; None: they are left to NumPy."""
+    if _kernels(4 * blocks, counts=False) is None:
+        return None
+    from precsim.backend import fused_random
+
+    return fused_random.philox(key, block, blocks)
 
 
 def _kernels(size: int, *, counts: bool = True) -> Any:

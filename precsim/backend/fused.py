@@ -257,22 +257,6 @@ def round_into(
 NO_WORDS = np.empty(0, np.uint32)
 
 
-def multiply(
-    a: Array, b: Array, total: Array, fmt: Format, rounding: Mode, overflow: Overflow
-) -> bool:
-    """Add the product of (S, M, K) and (S, K, N) to `total`, rounding it after every addition.
-
-    False where there is no kernel for it, or the mode draws random words.
-    """
-    found = choose(total.dtype, fmt, rounding, overflow)
-    if found is None or found.mode >= EXACT:
-        return False
-    run = product_kernel(found.how, found.mode, found.kind)
-    left, right = np.ascontiguousarray(a), np.ascontiguousarray(b)
-    run(left, right, total.view(found.uint), found.numbers)
-    return True
-
-
 class _Choice(NamedTuple):
     """How to round to a format."""
 
@@ -333,31 +317,5 @@ def kernel(how: int, mode: int, kind: int) -> Callable[..., None]:
                     done[i] = in_float64(here[i], word, c, mode, kind)
             if not apart:
                 copy(waiting, target, start, here.size)
-
-    return run  # type: ignore[no-any-return]
-
-
-@cache
-def product_kernel(how: int, mode: int, kind: int) -> Callable[..., None]:
-    """Return ``run(left, right, total, numbers)``; `total` is bits, the other two are floats."""
-
-    @compiled
-    def run(left: Any, right: Any, total: Any, packed: Any) -> None:
-        c = unpack(packed)
-        stack, rows, columns = total.shape
-        for s in range(stack):
-            for i in range(rows):
-                for k in range(left.shape[2]):
-                    factor = left[s, i, k]
-                    for j in range(columns):
-                        zero = like(0.0, factor)
-                        term = factor * right[s, k, j] + zero
-                        bits = as_bits(as_float(total[s, i, j]) + term)
-                        if how == STEPS:
-                            total[s, i, j] = by_steps(bits, np.uint32(0), c, mode, kind)
-                        elif how == BITS:
-                            total[s, i, j] = by_bits(bits, np.uint32(0), c, mode, kind)
-                        else:
-                            total[s, i, j] = in_float64(bits, np.uint32(0), c, mode, kind)
 
     return run  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ summing: Any = numba.njit(nogil=True, fastmath={"reassoc", "contract"})
 """For sums, whose terms may be added in any order, and products not be rounded before."""
 _intrinsic: Any = intrinsic
 _copy_bytes: Any = cgutils.raw_memcpy
+_pair: Any = types.UniTuple
 _declared: Any = cgutils.get_or_insert_function
 
 
@@ -122,3 +123,18 @@ def spread(typing: Any, array: Any, start: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(array, types.intp, array.dtype), code
+
+
+@_intrinsic
+def product(typing: Any, a: Any, b: Any) -> Any:
+    """Return the high and the low half of the product of two 64-bit words."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, wide = ir.IntType(64), ir.IntType(128)
+        whole = builder.mul(*(builder.zext(argument, wide) for argument in arguments))
+        high = builder.trunc(builder.lshr(whole, ir.Constant(wide, 64)), word)
+        return context.make_tuple(
+            builder, signature.return_type, [high, builder.trunc(whole, word)]
+        )
+
+    return _pair(types.uint64, 2)(types.uint64, types.uint64), code

@@ -97,7 +97,10 @@ def _add(
     xp = array_module(term)
     if total is None:
         total = xp.empty(term.shape, term.dtype)
-    flat, added = total.reshape(-1), xp.ascontiguousarray(term).reshape(-1)
+    term = xp.ascontiguousarray(term)
+    if xp is np and compiled.add(total, term, *rule, words, from_zero=from_zero):
+        return total
+    flat, added = total.reshape(-1), term.reshape(-1)
     drawn = None if words is None else words.reshape(-1)
     block = SLOT_BYTES // total.dtype.itemsize if xp is np else max(total.size, 1)
     for start in range(0, flat.size, block):
@@ -170,11 +173,15 @@ def _multiply_steps(
 ) -> None:
     """Add the products of these places of the contraction to the total, rounding after each."""
     chunk = slice(steps.start, steps.stop)
-    if words is None and compiled.multiply(a[..., chunk], b[:, chunk], total, *rule):
+    if words is None and compiled.multiply(a[..., chunk], b[:, chunk], total, *rule, None):
         return
     term = scratch("term", total.reshape(-1)).reshape(total.shape)
     for k in steps:
+        drawn = None if words is None else words(k)
+        step = slice(k, k + 1)
+        if drawn is not None and compiled.multiply(a[..., step], b[:, step], total, *rule, drawn):
+            continue
         np.multiply(a[..., k, None], b[:, k, None, :], out=term)
         term += 0.0  # a product of -0 is 0, as in BLAS, which adds it to 0
         total += term
-        round_into(total, total, *rule, None if words is None else words(k))
+        round_into(total, total, *rule, drawn)

@@ -6,8 +6,6 @@ rounded, counted and put back while it is in the first-level cache.
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -28,15 +26,22 @@ from precsim.backend.fused import (
     unpack,
 )
 from precsim.backend.fused_bits import copy, like, part, summing
+from precsim.backend.fused_exponents import (
+    FEW,
+    add_one_by_one,
+    add_pairs,
+    add_single,
+    add_subnormals,
+    read_pairs,
+    read_single,
+    tables,
+)
 from precsim.formats.arrays import Array
 from precsim.formats.format import Format
 from precsim.formats.modes import Mode, Overflow
 
 BLOCK = 1 << 12
 """Elements of a block."""
-FEW = 1 << 10
-"""Elements of an array that is smaller than the tables in which exponents are counted."""
-
 
 Counted = tuple[int, int, int, int, int, int, int, int, float, float, float, float]
 """Zeros, flushed, subnormal, inexact, saturated, overflowed, NaN, not finite before; square and error;
@@ -96,9 +101,9 @@ def _run(
     lowest: int,
 ) -> Counted:
     if uint is np.uint32:
-        table, first = _tables.pairs, 127 + lowest
+        table, first = tables.pairs, 127 + lowest
     else:
-        table, first = _tables.single, 1023 + lowest
+        table, first = tables.single, 1023 + lowest
     before = x.reshape(-1).view(uint)
     after = before if out is x else out.reshape(-1).view(uint)
     return run(before, after, drawn, numbers, *bounds, table, found, first)
@@ -106,17 +111,6 @@ def _run(
 
 def _infinity(uint: Any) -> Any:
     return uint(0x7F800000 if uint is np.uint32 else 0x7FF0 << 48)
-
-
-class _Tables(threading.local):
-    """Zeros, in which exponents are counted; each thread has its own."""
-
-    def __init__(self) -> None:
-        self.pairs = np.zeros((2, 1 << 16), np.uint32)
-        self.single = np.zeros((4, 1 << 11), np.uint32)
-
-
-_tables = _Tables()
 
 
 @cache
@@ -130,9 +124,8 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
 
     @compiled
     def run(
-        source: Any, target: Any, words: Any, packed: Any, flush: Any, normal: Any,
-        largest: Any, safe: Any,
-        table: Any, found: Any, first: Any,
+        source: Any, target: Any, words: Any, packed: Any, flush: Any, normal: Any, largest: Any,
+        safe: Any, table: Any, found: Any, first: Any,
     ) -> Any:  # fmt: skip
         c, counts = unpack(packed), np.zeros(8, np.int64)
         square = error = 0.0
@@ -177,20 +170,20 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
                 error += wide_error
             if found.size:
                 if few:
-                    _add_one_by_one(before, shift, found, first)
+                    add_one_by_one(before, shift, found, first)
                 elif narrow:
-                    _add_pairs(before, places, table)
+                    add_pairs(before, places, table)
                 else:
-                    _add_single(before, table)
+                    add_single(before, table)
                 if small < tiny:
-                    _add_subnormals(x, found, first - bias)
+                    add_subnormals(x, found, first - bias)
             if how is not None:
                 copy(after, target, start, after.size)
         if found.size and top != 0 and not few:
             if narrow:
-                _read_pairs(table, low, top, found, first)
+                read_pairs(table, low, top, found, first)
             else:
-                _read_single(table, low, top, found, first)
+                read_single(table, low, top, found, first)
         extremes = np.empty(2, uint)
         extremes[0], extremes[1] = low, top
         smallest, largest_of_all = extremes.view(value)
@@ -287,104 +280,3 @@ def _wide_sums(x: Any, r: Any) -> Any:
             square += before * before
             error += (after - before) * (after - before)
     return square, error
-
-
-@part
-def _add_one_by_one(bits: Any, shift: Any, found: Any, first: Any) -> None:
-    """Count the exponent fields of a small array's normal numbers, without a table."""
-    last = like(like(0, shift) - like(1, shift), shift) >> shift >> like(1, shift)
-    for i in range(bits.size):
-        field = np.int64((bits[i] >> shift) & last)
-        if 0 < field < last:
-            found[min(max(field - first, 0), found.size - 1)] += 1
-
-
-@part
-def _add_pairs(bits: Any, places: Any, table: Any) -> None:
-    """Count a block's exponent fields, neighbours together, in two tables in turn.
-
-    In one table it would wait for itself where neighbours are alike.
-    """
-    one, low, high = np.uint32(1), np.uint64(0xFF), np.uint64(0xFF00)
-    even = bits.size & ~1
-    pairs = bits[:even].view(np.uint64)
-    for i in range(pairs.size):
-        v = pairs[i]
-        places[i] = np.uint16(((v >> np.uint64(23)) & low) | ((v >> np.uint64(47)) & high))
-    half = pairs.size // 2
-    first, second = places[:half], places[half : 2 * half]
-    for i in range(half):
-        table[0, first[i]] += one
-        table[1, second[i]] += one
-    for i in range(2 * half, pairs.size):
-        table[0, places[i]] += one
-    if even != bits.size:
-        table[0, (bits[even] >> 23) & 0xFF] += one
-
-
-@part
-def _read_pairs(table: Any, low: Any, top: Any, found: Any, first: Any) -> None:
-    """Add the fields of normal numbers from `low` to `top` to `found`, and clear the tables.
-
-    In them are also field 0 and, of what is not finite, field 255.
-    """
-    start: Any = max(np.int64(low >> 23), 1)
-    stop = np.int64(top >> 23) + 1
-    times = np.zeros(256, np.uint32)
-    for field in range(start - 2, stop):
-        left = 0 if field == start - 2 else (255 if field == start - 1 else field)
-        for j in range(2):
-            row = table[j, left << 8 : (left + 1) << 8]
-            total = row[0] + row[255] + _move(row[start:stop], times[start:stop])
-            times[left] += total
-            row[0] = row[255] = np.uint32(0)
-    _add_fields(times[start:stop], start - first, found)
-
-
-@part
-def _move(row: Any, times: Any) -> Any:
-    """Add a row of a table to `times`, clear it, and return its sum."""
-    total = np.uint32(0)
-    for i in range(row.size):
-        total = np.uint32(total + row[i])
-        times[i] += row[i]
-        row[i] = np.uint32(0)
-    return total
-
-
-@part
-def _add_fields(times: Any, place: Any, found: Any) -> None:
-    """Add how often fields came to `found`, from a place on; its ends take what is beyond them."""
-    for i in range(times.size):
-        found[min(max(place + i, 0), found.size - 1)] += times[i]
-
-
-@part
-def _add_single(bits: Any, table: Any) -> None:
-    """Count a block's exponent fields, in four tables in turn."""
-    one, mask = np.uint32(1), np.uint64(0x7FF)
-    for i in range(bits.size):
-        table[i & 3, (bits[i] >> np.uint64(52)) & mask] += one
-
-
-@part
-def _read_single(table: Any, low: Any, top: Any, found: Any, first: Any) -> None:
-    """Add the fields of normal numbers from `low` to `top` to `found`, and clear the tables."""
-    start: Any = max(np.int64(low >> np.uint64(52)), 1)
-    stop = np.int64(top >> np.uint64(52)) + 1
-    for j in range(4):
-        row = table[j]
-        _add_fields(row[start:stop], start - first, found)
-        row[start:stop] = np.uint32(0)
-        row[0] = row[0x7FF] = np.uint32(0)
-
-
-@part
-def _add_subnormals(x: Any, found: Any, lowest: Any) -> None:
-    """Add the exponents of a block's subnormals, which float32's are not in their fields."""
-    tiny = np.finfo(x.dtype).tiny
-    for i in range(x.size):
-        size = abs(x[i])
-        if 0 < size < tiny:
-            exponent = math.frexp(np.float64(size))[1] - 1
-            found[min(max(exponent - lowest, 0), found.size - 1)] += 1

@@ -5,6 +5,7 @@ from math import exp, fsum, inf, isfinite, nan, pi, sqrt, tanh
 
 import numpy as np
 import pytest
+from tiny_runs import tiny
 
 import precsim as ps
 from precsim.backend import tier
@@ -172,11 +173,15 @@ def rows(x):
     return x.reshape(-1, x.shape[-1]).astype(float).tolist()
 
 
-@pytest.mark.parametrize("fmt", ["e4m3", "bf16", "fp32"])
+@pytest.mark.parametrize(
+    "policy",
+    [*map(FAST.format, ("e4m3", "bf16", "fp32")), "activations=bf16 accumulator=fp16"],
+    ids=["e4m3", "bf16", "fp32", "bf16, exact, accumulator"],
+)
 @pytest.mark.parametrize("op", ROWS)
-def test_the_error_of_rows_is_that_of_exact_sums(kernels, op, fmt):
+def test_the_error_of_rows_is_that_of_exact_sums(kernels, op, policy):
     shapes, params, expected = ROWS[op]
-    error, inputs, rounded = run(op, numbers(*shapes), FAST.format(fmt), **params)
+    error, inputs, rounded = run(op, numbers(*shapes), policy, **params)
     each = [rows(x) if x.ndim > 1 else rows(x) * 120 for x in inputs]
     truth = [v for operands in zip(*each, strict=True) for v in expected(*operands)]
     assert error == pytest.approx(exact_error(rounded.ravel().tolist(), truth), rel=1e-7)
@@ -245,6 +250,16 @@ def test_nothing_has_no_error_and_zeros_have_none(kernels):
     for shape in ((0,), (3, 0)):
         assert run("add", [np.zeros(shape)] * 2, FAST.format("bf16"))[0] == 0
     assert run("mul", [np.zeros(9), np.ones(9)], FAST.format("bf16"))[0] == 0
+
+
+def test_a_shadow_changes_no_bit(kernels):
+    weights = {}
+    for level in ("off", "shadow"):
+        trained = ps.train(
+            tiny(policy="weights=bf16 activations=bf16 arithmetic=fast", steps=3, observe=level)
+        )
+        weights[level] = [p.numpy().tobytes() for p in trained.model.parameters.values()]
+    assert weights["off"] == weights["shadow"]
 
 
 LARGE = {

@@ -2,6 +2,9 @@
 
 The shadow sees all that the op did to the numbers: the carrier's own rounding, a narrow
 accumulator, and the format's.  It says nothing of errors that the inputs brought along.
+
+With compiled kernels most ops are computed and compared in one loop (`precsim.observe.fused_rows`);
+that adds up in another order, which changes the last bits of an error that is reported, and no more.
 """
 
 from __future__ import annotations

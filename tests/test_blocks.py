@@ -239,3 +239,24 @@ def test_every_memory_layout_and_out_are_served():
         y = x.copy()
         assert quantize(y, name, out=y) is y
         np.testing.assert_array_equal(y, result)
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "count"),
+    [((6, 64), "1x32", 1), ((5, 70), "1x32", 2), ((50, 70), "24x40", 4), ((2, 48, 70), "24x40", 2),
+     ((9, 7), "4x1", 2)],
+)  # fmt: skip
+def test_ragged_ends_are_parts_of_their_own_and_together_they_are_the_array(shape, block, count):
+    layout = tiling.Tiling.of(shape, Block.parse(block))
+    x = np.zeros(shape, np.int64)
+    assert layout.divides
+    parts = layout.parts(x)
+    assert len(parts) == count
+    for number, part in enumerate(parts):
+        part += number + 1  # they are views, and no value is in two of them
+    assert set(np.unique(x)) == set(range(1, count + 1))
+    assert sum(part.size for part in parts) == x.size
+
+
+def test_a_stack_with_short_blocks_below_is_not_divided():
+    assert not tiling.Tiling.of((2, 50, 70), Block.parse("24x40")).divides

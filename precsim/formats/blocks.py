@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from precsim.formats.arrays import Array, array_module
+from precsim.formats.extents import extent_of
 from precsim.formats.format import Format, Specials
 from precsim.formats.kernels import round_into
 from precsim.formats.modes import Mode, Overflow, Rounding, Stochastic, Variant
 from precsim.formats.scaled import FP32, Scaled, ScaleRule
 from precsim.formats.scales import (
-    REPEATED,
     Scales,
     factors_of,
     one_level,
@@ -34,6 +34,7 @@ from precsim.formats.scales import (
     spread,
     two_levels,
 )
+from precsim.formats.scratch import scratch
 from precsim.formats.tiling import Tiling, slabs
 
 _EXPONENT = np.uint64(0x7FF0000000000000)
@@ -65,13 +66,18 @@ def quantize_into(
     one_pass = ONE_PASS.get(array_module(x).__name__)
     if one_pass is not None and one_pass(x, out, tiling, fmt, rounding, words, factor):
         return
-    source = tiling.view(x)
-    target = array_module(x).empty_like(source) if tiling.ragged else tiling.view(out)
-    drawn = None if words is None else tiling.view(words)
     with np.errstate(all="ignore"):  # what is beyond the range is the subject here
-        scales = find_scales(source, fmt, factor)
-        _round(source, target, scales, fmt, rounding, drawn)
-    if tiling.ragged:
+        if tiling.divides and array_module(x) is np:
+            targets, parts = tiling.parts(out), tiling.parts(x)
+            drawn = [None] * len(parts) if words is None else tiling.parts(words)
+            scales = _scales_of_parts(parts, fmt, factor)
+            for source, target, found, these in zip(parts, targets, scales, drawn, strict=True):
+                _round(source, target, found, fmt, rounding, these)
+            return
+        source = tiling.view(x)
+        target = array_module(x).empty_like(source)
+        found = find_scales(source, fmt, factor)
+        _round(source, target, found, fmt, rounding, None if words is None else tiling.view(words))
         out[...] = tiling.restore(target)
 
 
@@ -118,12 +124,40 @@ def join(elements: Array, scales: Scales, fmt: Scaled) -> Array:
 
 def find_scales(view: Array, fmt: Scaled, factor: float = 1.0) -> Scales:
     """Return the scales of the blocks of an (R, M, C, N) array, by the format's rule."""
-    xp = array_module(view)
-    if fmt.affine:
-        return _affine_scales(view, fmt)
     if fmt.rule is ScaleRule.DELAYED:
-        return one_level(xp.full((1, 1), factor, np.float32))
-    amax = _amax(view)
+        return one_level(array_module(view).full((1, 1), factor, np.float32))
+    return _scales_for(extent_of(view, affine=fmt.affine), fmt)
+
+
+def _scales_of_parts(parts: list[Array], fmt: Scaled, factor: float) -> list[Scales]:
+    """Return the scales of each part of one array: a scale of the tensor knows all of them."""
+    if len(parts) == 1 or fmt.rule is ScaleRule.DELAYED:
+        return [find_scales(part, fmt, factor) for part in parts]
+    extents = [extent_of(part, affine=fmt.affine) for part in parts]
+    rows = (
+        np.concatenate([e.reshape(1, -1) for e in each], axis=1)
+        for each in zip(*extents, strict=True)
+    )
+    found, grids, start = _scales_for(tuple(rows), fmt), [], 0
+    for first, *_ in extents:
+        here, shape = slice(start, start + first.size), first.shape
+        start += first.size
+        blocks, zero_points, factors = (
+            None if a is None else a[:, here].reshape(shape)
+            for a in (found.blocks, found.zero_points, found.factors)
+        )
+        assert blocks is not None
+        grids.append(Scales(blocks, found.tensor, zero_points, factors))
+    return grids
+
+
+def _scales_for(extent: tuple[Array, ...], fmt: Scaled) -> Scales:
+    """Return the scales of blocks with this extent, arrays (R, C)."""
+    if fmt.affine:
+        low, high = extent
+        return _affine_scales(low, high, fmt)
+    (amax,) = extent
+    xp = array_module(amax)
     finite = xp.isfinite(amax)
     if not finite.all():
         amax[~finite] = xp.nan
@@ -154,11 +188,9 @@ def scale_of_tensor(top: Array, fmt: Scaled) -> Array:
     return _stored(ratio, top == 0, fmt.tensor_scale, fmt.tensor_scale.smallest_subnormal)
 
 
-def _affine_scales(view: Array, fmt: Scaled) -> Scales:
+def _affine_scales(low: Array, high: Array, fmt: Scaled) -> Scales:
     """Return scales and zero points of blocks whose values lie between two ends, 0 included."""
-    xp = array_module(view)
-    low = xp.minimum(view.min(axis=(1, 3)), 0).astype(np.float64)
-    high = xp.maximum(view.max(axis=(1, 3)), 0).astype(np.float64)
+    xp = array_module(low)
     ratio = (high - low) / (fmt.max - fmt.min)
     scales = _stored(ratio, high == low, fmt.scale, fmt.smallest_scale)
     zero_points = xp.clip(fmt.min - xp.rint(low / scales), fmt.min, fmt.max)
@@ -206,31 +238,6 @@ def _stored(ratio: Array, of_zeros: Array, scale: Format, least: float) -> Array
     return ratio
 
 
-def _amax(view: Array) -> Array:
-    """Return the largest magnitude of each block, as float64; NaN counts as the largest of all."""
-    xp = array_module(view)
-    uint: Any = np.uint32 if view.dtype == np.float32 else np.uint64
-    magnitude = uint(np.iinfo(uint).max >> 1)
-    found = xp.zeros((view.shape[0], view.shape[2]), uint)
-    for rows, inner, across, columns in slabs(view):
-        bits = view[rows, inner, across, columns].view(uint) & magnitude
-        if bits.shape[1] > 1:
-            bits = bits.max(axis=1, keepdims=True)
-        largest = _largest_of_runs(bits, bits.shape[3]).reshape(bits.shape[0], bits.shape[2])
-        part = found[rows, across]
-        xp.maximum(part, largest, out=part)
-    return found.view(view.dtype).astype(np.float64)  # type: ignore[no-any-return]
-
-
-def _largest_of_runs(bits: Array, length: int) -> Array:
-    """Return the maximum of each run of `length`: short ones by halving, which a reduction is not
-    fast at."""
-    xp, flat = array_module(bits), bits.reshape(-1)
-    while length % 2 == 0 and length <= REPEATED:
-        flat, length = xp.maximum(flat[::2], flat[1::2]), length // 2
-    return flat.reshape(-1, length).max(axis=1) if length > 1 else flat
-
-
 def _round(
     source: Array,
     target: Array,
@@ -259,10 +266,11 @@ def _round(
         rows, _, across, _ = slab
         part = source[slab]
         divisor = spread(narrow[rows, across], part.shape[3])
-        quotient = xp.divide(part, divisor, out=xp.empty(part.shape, work))
+        quotient = _room("quotient", part, work)
+        xp.divide(part, divisor, out=quotient)
         _keep_inexact(part, quotient, rounding, fmt.element.quantum)
         drawn = None if words is None else xp.ascontiguousarray(words[slab])
-        rounded = quotient if doubt is None else xp.empty_like(quotient)
+        rounded = quotient if doubt is None else _room("elements", part, work)
         round_into(quotient, rounded, grid, rounding, Overflow.SATURATE, drawn)
         if doubt is not None:
             places = _near_midpoints(quotient.reshape(-1), rounded.reshape(-1), grid, doubt)
@@ -282,6 +290,11 @@ def _round(
             xp.multiply(rounded, factor, out=target[slab], casting="same_kind")
         else:
             target[slab] = rounded
+
+
+def _room(slot: str, part: Array, dtype: np.dtype[Any]) -> Array:
+    """Return memory of any values for a part of an array, which the next part gets again."""
+    return scratch(slot, part.reshape(-1), dtype).reshape(part.shape)
 
 
 def carrier(

@@ -70,11 +70,37 @@ class Tiling:
         high, across = (rows + below) // self.height, (columns + right) // self.width
         return stack.reshape(count * high, self.height, across, self.width)
 
+    @property
+    def divides(self) -> bool:
+        """Whether `parts` can cut an array: no stack of matrices has short blocks below."""
+        return self.stack[0] == 1 or self.stack[1] % self.height == 0
+
+    def parts(self, x: Array) -> list[Array]:
+        """Return x, contiguous, as views (R, M, C, N), blocks at ragged ends apart from the rest."""
+        count, rows, columns = self.stack
+        stack = x.reshape(self.stack)
+        return [
+            np.reshape(
+                stack[:, top : top + high, left : left + wide],
+                (count * high // height, height, wide // width, width),
+                copy=False,
+            )
+            for top, high, height in _runs(rows, self.height)
+            for left, wide, width in _runs(columns, self.width)
+        ]
+
     def restore(self, view: Array) -> Array:
         """Return what `view` was made from: the padding cut off, in the original shape."""
         count, rows, columns = self.stack
         stack = view.reshape(count, -1, view.shape[2] * view.shape[3])
         return stack[:, :rows, :columns].reshape(self.shape)
+
+
+def _runs(length: int, size: int) -> list[tuple[int, int, int]]:
+    """Cut an axis into whole blocks and a short one: (start, length, size of its blocks)."""
+    rest = length % size
+    runs = [(0, length - rest, size), (length - rest, rest, rest)]
+    return [run for run in runs if run[1]]
 
 
 def _axis(block: Block, ndim: int) -> int:

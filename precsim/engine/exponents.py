@@ -43,9 +43,8 @@ class Exponents:
         if zeros == magnitude.size:
             return
         first, last = self._field(low), self._field(top)
-        narrow = first > 0 and last - first < SIDE and magnitude.size >= PAIRS_FROM
-        if not narrow:
-            self.counts += exponent_histogram(magnitude)
+        if first == 0 or last - first >= SIDE or magnitude.size < PAIRS_FROM:
+            self._add_one_by_one(magnitude, first, zeros)
             return
         if self._pairs is not None:
             together = min(first, self._first), max(last, self._last)
@@ -56,8 +55,9 @@ class Exponents:
         self._first, self._last = first, last
         self._zeros += zeros
         if magnitude.size % 2:
-            self.counts += exponent_histogram(magnitude[-1:])
-            self._zeros -= int(magnitude[-1] == 0)
+            blank = int(magnitude[-1] == 0)
+            self._add_one_by_one(magnitude[-1:], first, blank)
+            self._zeros -= blank
             magnitude = magnitude[:-1]
         write = _pairs_of_float32 if self._dtype == np.float32 else _pairs_of_float64
         numbers = write(magnitude.view(np.uint64), scratch("rest", magnitude).view(np.uint64))
@@ -73,6 +73,26 @@ class Exponents:
         bits: Any = self._dtype.type(value).view(f"u{self._dtype.itemsize}")
         return int(bits) >> (23 if self._dtype == np.float32 else 52)
 
+    def _add_one_by_one(self, magnitude: Any, first: int, zeros: int) -> None:
+        """Count magnitudes whose smallest exponent field, zeros apart, is `first`."""
+        if first == 0 and magnitude.dtype == np.float32:
+            magnitude = magnitude.astype(np.float64)  # there a subnormal's exponent is in its field
+        signed, shift, bias = (
+            (np.int32, 23, 127) if magnitude.dtype == np.float32 else (np.int64, 52, 1023)
+        )
+        counts = np.bincount(magnitude.view(signed) >> signed(shift))
+        counts[0] -= zeros
+        self._add_fields(counts, -bias)
+
+    def _add_fields(self, counts: npt.NDArray[np.int64], exponent: int) -> None:
+        """Add counts for the exponents from one on; those beyond the ends go to the end bins."""
+        start = exponent - LOWEST
+        if start >= 0 and start + counts.size <= self.counts.size:
+            self.counts[start : start + counts.size] += counts
+        else:
+            places = np.arange(start, start + counts.size).clip(0, self.counts.size - 1)
+            np.add.at(self.counts, places, counts)
+
     def _empty(self) -> None:
         """Move what is in the table to the histogram."""
         if self._pairs is None:
@@ -81,7 +101,8 @@ class Exponents:
         counts = square.sum(0) + square.sum(1)
         counts[0] -= self._zeros
         fields = np.arange(self._first, self._last + 1)
-        self.counts += by_exponent(self._first, counts[fields % SIDE], self._dtype)
+        bias = 127 if self._dtype == np.float32 else 1023
+        self._add_fields(counts[fields % SIDE], self._first - bias)
         self._pairs, self._zeros = None, 0
 
 
@@ -107,28 +128,3 @@ def _pairs_of_float64(bits: Bits, out: Bits) -> Bits:
     high &= np.uint64(mask << BITS)
     low |= high
     return low
-
-
-def exponent_histogram(flat: Any) -> npt.NDArray[np.int64]:
-    """Return how many of the finite nonzero magnitudes have each exponent, LOWEST to HIGHEST.
-
-    Zeros are not counted; exponents beyond the ends count in the end bins.
-    """
-    signed, shift = (np.int32, 23) if flat.dtype == np.float32 else (np.int64, 52)
-    counts: Any = np.bincount(flat.view(signed) >> signed(shift))
-    counts[0] -= np.count_nonzero(flat == 0)
-    if counts[0] and flat.dtype == np.float32:  # a subnormal's exponent is in its leading zeros
-        return exponent_histogram(flat.astype(np.float64))
-    return by_exponent(0, counts, flat.dtype)
-
-
-def by_exponent(first: int, counts: Any, dtype: np.dtype[Any]) -> npt.NDArray[np.int64]:
-    """Return counts for the exponent fields from `first` on as counts for LOWEST to HIGHEST."""
-    histogram = np.zeros(HIGHEST - LOWEST + 1, np.int64)
-    start = first - (127 if dtype == np.float32 else 1023) - LOWEST
-    below, stop = max(0, -start), histogram.size - start
-    inside = counts[below:stop]
-    histogram[start + below : start + below + inside.size] = inside
-    histogram[0] += counts[:below].sum()
-    histogram[-1] += counts[max(0, stop) :].sum()
-    return histogram

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from precsim.backend import grid, one_pass, one_pass_blocks, one_pass_counts
+from precsim.formats.modes import Overflow, Rounding
+from precsim.formats.registry import format
 
+SETTLED = one_pass.settled(one_pass.rule(format("e4m3"), Rounding.NEAREST, Overflow.IEEE))
 ARCHITECTURES = ("sm_75", "sm_90")
 
 ALONE = f"""
@@ -28,11 +31,13 @@ SOURCES = {
     "elements": one_pass.ROUND + one_pass.PHILOX + one_pass.dot("float") + one_pass.dot("double")
     + ALONE,
     **{
-        f"counts of {real}, rounding={rounds}": one_pass_counts.source(real, -160, 301, rounds)
+        f"counts of {real}, rounding by {rounding or 'others'}": one_pass_counts.source(
+            real, -160, 301, rounding
+        )
         for real in ("float", "double")
-        for rounds in (False, True)
+        for rounding in ("", one_pass.ARGUMENTS, SETTLED)
     },
-    **{f"blocks of {real}": one_pass_blocks.source(real) for real in ("float", "double")},
+    **{f"blocks of {real}": one_pass_blocks.source(real, SETTLED) for real in ("float", "double")},
 }  # fmt: skip
 
 

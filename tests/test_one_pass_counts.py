@@ -31,8 +31,8 @@ pytestmark = pytest.mark.skipif(
 class Kernel(cupy_stand_in.RawKernel):
     """The kernel, for the host, whose threads come in the order that is asked for."""
 
-    def __init__(self, real, *, rounds=False, backward=False):
-        code = one_pass_counts.source(real, LOWEST, BINS, rounds)
+    def __init__(self, real, *, rounding="", backward=False):
+        code = one_pass_counts.source(real, LOWEST, BINS, rounding)
         code = one_pass.TYPES + code
         super().__init__(grid.DEVICE + code, "precsim_count")
         self.code = cupy_stand_in.on_host(code, backward=backward)
@@ -140,7 +140,7 @@ def test_rounding_and_counting_in_one_kernel(name, rounding, dtype):
         found = cupy_stand_in.ndarray(np.zeros(one_pass_counts.room(x.size, BINS), np.uint64))
         source, out, drawn = (cupy_stand_in.ndarray(a) for a in (x, np.empty_like(x), words))
         rule = one_pass.rule(fmt, rounding_mode(rounding), overflow)
-        Kernel(REAL[dtype], rounds=True)(
+        Kernel(REAL[dtype], rounding=one_pass.settled(rule))(
             (one_pass_counts.blocks(x.size),), (grid.THREADS,),
             (source, np.int64(x.size), *limits(fmt), np.int32(True), found, out, drawn,
              np.int32(draws), *map(np.float64, rule[:3]), *map(np.int32, rule[3:])),

@@ -67,12 +67,13 @@ def round_into(
     x: Array, out: Array, fmt: Format, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> bool:
     """Round x into `out` as `precsim.formats.kernels.round_into` does, in one pass; True."""
+    rule = one_pass.rule(fmt, rounding, overflow)
     kernel = _kernel(
         "precsim_round_all", f"T x, uint32 word, {_PARAMETERS}", "T y",
-        f"y = precsim_round(x, word, {one_pass.ARGUMENTS})", one_pass.ROUND,
+        f"y = precsim_round(x, word, {one_pass.settled(rule)})", one_pass.ROUND,
     )  # fmt: skip
     word = np.uint32(0) if words is None else words.reshape(-1)
-    kernel(x.reshape(-1), word, *one_pass.rule(fmt, rounding, overflow), out.reshape(-1))
+    kernel(x.reshape(-1), word, *rule, out.reshape(-1))
     return True
 
 
@@ -97,16 +98,17 @@ def round_blocks(
     whole, real = fmt.block == TENSOR, _REAL[str(x.dtype)]
     shape = one_pass_blocks.shape(tiling, whole=whole)
     threads, places = (grid.THREADS,), grid.numbers(one_pass_blocks.SHAPE, shape)
+    source = one_pass_blocks.source
     top = cupy.zeros(1, np.uint64)
     if plan.needs_top or (whole and plan.kind != one_pass_blocks.GIVEN):
         limit = FP32.max if plan.kind == one_pass_blocks.TWO_FACTORS else np.finfo(np.float64).max
         ends = np.int32(plan.needs_top), np.float64(plan.amax_min), np.float64(limit)
-        _raw_kernel("precsim_top", one_pass_blocks.source, real)(
+        _raw_kernel("precsim_top", source, real, one_pass.ARGUMENTS)(
             shape.grid, threads, (x, top, *ends, *places)
         )
     drawn = cupy.empty(0, np.uint32) if words is None else words
     numbers = grid.numbers(one_pass_blocks.PARAMETERS, plan.numbers)
-    _raw_kernel("precsim_blocks", one_pass_blocks.source, real)(
+    _raw_kernel("precsim_blocks", source, real, one_pass.settled(plan.element))(
         shape.grid, threads,
         (x, out, drawn, np.int32(words is not None), top, np.int32(whole), *places, *numbers),
     )  # fmt: skip
@@ -124,6 +126,7 @@ def multiply(
     real = _REAL[str(out.dtype)]
     _, height, depth = a.shape
     width = b.shape[-1]
+    how = one_pass.settled(inner), one_pass.settled(outer, one_pass.OUTER_ARGUMENTS)
     kernel = _kernel(
         f"precsim_matmul_{real}",
         f"raw T a, raw T b, int64 height, int64 depth, int64 width, int64 chunk, {_PARAMETERS}, "
@@ -132,7 +135,7 @@ def multiply(
         f"long long row = i / width;"
         f"y = precsim_dot_{real}(&a[row * depth], &b[row / height * depth * width + i % width],"
         f"width, depth, chunk, {one_pass.ARGUMENTS}, {one_pass.OUTER_ARGUMENTS})",
-        one_pass.ROUND + one_pass.dot(real),
+        one_pass.ROUND + one_pass.dot(real, *how),
     )
     kernel(a, b, height, depth, width, chunk, *inner, *outer, out)
 
@@ -163,8 +166,9 @@ def count(
     """
     import cupy
 
-    real, size, rounds = _REAL[str(before.dtype)], before.size, rule is not None
-    choices = real, wanted.lowest, wanted.bins, rounds
+    real, size = _REAL[str(before.dtype)], before.size
+    rounding = "" if rule is None else one_pass.settled(rule)
+    choices = real, wanted.lowest, wanted.bins, rounding
     kernel = _raw_kernel("precsim_count", one_pass_counts.source, *choices)
     found = cupy.zeros(one_pass_counts.room(size, wanted.bins), np.uint64)
     limits = np.float64(wanted.normal), np.float64(wanted.largest), np.int32(wanted.histogram)

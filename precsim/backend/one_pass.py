@@ -77,6 +77,20 @@ def rule(fmt: Format, rounding: Mode, overflow: Overflow) -> Rule:
     )  # fmt: skip
 
 
+PLAIN = SIGNED | SUBNORMALS | ZERO | NEGATIVE_ZERO
+
+
+def settled(found: Rule, arguments: str = ARGUMENTS) -> str:
+    """Return the arguments of `precsim_round` with those spelled out that decide what code it needs.
+
+    A compiler leaves out the code of other modes, and of what most formats do not lack: a third
+    remains.  There is one kernel for each mode, and for the formats that lack nothing (`PLAIN`).
+    """
+    *numbers, _, bits, flags = arguments.split(", ")
+    plain = found.flags & PLAIN == PLAIN
+    return ", ".join((*numbers, str(found.mode), bits, f"{flags} | {PLAIN}" if plain else flags))
+
+
 TYPES = """
 typedef unsigned int word32;
 typedef unsigned long long word64;
@@ -96,24 +110,36 @@ PRECSIM word64 precsim_to_bits(double value) {{
     return both.bits;
 }}
 
-/* Whether a magnitude that lies `rest` of a step above its lower neighbour, an odd or even multiple
-   of the step, goes up. */
-PRECSIM int precsim_goes_up(double rest, int inexact, int odd, int negative, word32 word,
+/* 2^exponent, from -1074 up. */
+PRECSIM double precsim_power(int exponent) {{
+    if (exponent < -1022) return precsim_from_bits(1ull << (exponent + 1074));
+    return precsim_from_bits((word64)(exponent + 1023) << 52);
+}}
+
+/* Whether a magnitude that lies rest / 2^dropped of a step above its lower neighbour, an odd or even
+   multiple of the step, goes up.  The rest has at most 53 bits. */
+PRECSIM int precsim_goes_up(word64 rest, int dropped, int odd, int negative, word32 word,
                             int mode, int bits) {{
-    double t = bits ? (double)(word >> (32 - bits)) : 0.0;
+    word64 half = dropped < 55 ? 1ull << (dropped - 1) : ~0ull, twice = 2ull * word + 1;
+    int spare = dropped - 33 < 54 ? dropped - 33 : 54;
+    double share, t;
     switch (mode) {{
-    case 0: return rest > 0.5 || (rest == 0.5 && odd);
-    case 1: return rest >= 0.5;
+    case 0: return rest > half || (rest == half && odd);
+    case 1: return rest >= half;
     case 2: return 0;
-    case 3: return inexact && !negative;
-    case 4: return inexact && negative;
-    case 5: return inexact && !odd;
-    case 6: return ldexp(word + 0.5, -32) < rest;
-    case 7: return ldexp(t + 1.0, -bits) <= rest;
-    case 8: return ldexp(t + 0.5, -bits) <= rest;
-    case 9: return t < rint(ldexp(rest, bits));
-    default: return inexact && word < 0x80000000u;
+    case 3: return rest && !negative;
+    case 4: return rest && negative;
+    case 5: return rest && !odd;
+    case 6:  /* (word + 1/2) / 2^32 is less than the share */
+        if (spare <= 0) return twice < rest << -spare;
+        return twice < (rest >> spare) + ((rest & ((1ull << spare) - 1)) != 0);
+    case 10: return rest && word < 0x80000000u;
     }}
+    share = ldexp((double)rest, -dropped);
+    t = bits ? (double)(word >> (32 - bits)) : 0.0;
+    if (mode == 7) return ldexp(t + 1.0, -bits) <= share;
+    if (mode == 8) return ldexp(t + 0.5, -bits) <= share;
+    return t < rint(ldexp(share, bits));
 }}
 
 /* Round one value.  The rules are those of precsim.formats.quantize. */
@@ -132,14 +158,14 @@ PRECSIM double precsim_round(double x, word32 word, {PARAMETERS}) {{
             whole <<= 1;
             exponent -= 1;
         }}
-        int binade = exponent < emin ? emin : exponent > emax ? emax : exponent;
+        /* Beyond emax any step does: what comes of it is too large. */
+        int binade = exponent < emin ? emin : exponent;
         int dropped = (binade - man_bits) - (exponent - 52);
         if (dropped > 0) {{
             word64 kept = dropped < 64 ? whole >> dropped : 0;
             word64 rest = dropped < 64 ? whole & ((1ull << dropped) - 1) : whole;
-            kept += precsim_goes_up(ldexp((double)rest, -dropped), rest != 0, (int)(kept & 1),
-                                    negative, word, mode, bits);
-            size = ldexp((double)kept, binade - man_bits);
+            kept += precsim_goes_up(rest, dropped, (int)(kept & 1), negative, word, mode, bits);
+            size = (double)kept * precsim_power(binade - man_bits);
         }}
     }}
     if (!(flags & {SUBNORMALS}) && (flags & {ZERO}) && size < smallest_normal) size = 0.0;
@@ -193,8 +219,10 @@ OUTER_PARAMETERS = re.sub(r"(\w+)(,|$)", r"outer_\1\2", PARAMETERS)
 OUTER_ARGUMENTS = re.sub(r"(\w+)(,|$)", r"outer_\1\2", ARGUMENTS)
 
 
-def dot(real: str) -> str:
+def dot(real: str, inner: str = ARGUMENTS, outer: str = OUTER_ARGUMENTS) -> str:
     """Return the code of one element of a matmul whose total is rounded after every addition.
+
+    `inner` and `outer` are arguments of `precsim_round`, as they are or `settled`.
 
     `real` is the carrier, "float" or "double": products and sums are rounded to it first, as the
     array arithmetic of the host does.  Every `chunk` products (0: never) the total goes to a second
@@ -209,10 +237,10 @@ PRECSIM {real} precsim_dot_{real}(const {real} *a, const {real} *b, long long b_
     for (long long k = 0; k < length; k++) {{
         {real} product = a[k] * b[k * b_step];
         {real} sum = total + product;
-        total = ({real})precsim_round(sum, 0, {ARGUMENTS});
+        total = ({real})precsim_round(sum, 0, {inner});
         if (chunk && ((k + 1) % chunk == 0 || k + 1 == length)) {{
             {real} longer = whole + total;
-            whole = ({real})precsim_round(longer, 0, {OUTER_ARGUMENTS});
+            whole = ({real})precsim_round(longer, 0, {outer});
             total = 0;
         }}
     }}

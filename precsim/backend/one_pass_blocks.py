@@ -187,8 +187,11 @@ def _largest(wanted: str) -> str:
 """
 
 
-def source(real: str) -> str:
-    """Return the code of the kernels `precsim_top` and `precsim_blocks` for "float" or "double"."""
+def source(real: str, rounding: str) -> str:
+    """Return the code of the kernels `precsim_top` and `precsim_blocks` for "float" or "double".
+
+    `rounding`: arguments of `precsim_round` for the elements.
+    """
     return f"""
 {one_pass.ROUND}
 typedef struct {{ int group, lane; long long first, width, size; }} precsim_part;
@@ -310,13 +313,13 @@ PRECSIM_KERNEL precsim_blocks(const {real} *x, {real} *out, const word32 *words,
             word32 word = draws ? words[i] : 0;
             if (kind >= {FACTOR}) {{
                 float product = (float)x[i] * scale.factor;
-                {real} element = ({real})precsim_round(product, word, {one_pass.ARGUMENTS});
+                {real} element = ({real})precsim_round(product, word, {rounding});
                 {real} value = element * ({real})scale.block;
                 out[i] = value * ({real})scale.tensor;
             }} else {{
                 double quotient = x[i] / scale.divisor;
                 if (quotient == 0 && x[i] != 0) quotient = x[i] > 0 ? lost : -lost;
-                double element = precsim_round(quotient, word, {one_pass.ARGUMENTS});
+                double element = precsim_round(quotient, word, {rounding});
                 if (element < low) element = low;
                 if (element > high) element = high;
                 out[i] = ({real})(element * (scale.block * scale.tensor));

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.backend.grid import THREADS
-from precsim.backend.one_pass import ARGUMENTS, PARAMETERS, ROUND
+from precsim.backend.one_pass import PARAMETERS, ROUND
 
 NAMES = (
     "zeros", "flushed", "subnormal", "overflowed", "saturated", "nan", "nonfinite_in", "inexact",
@@ -84,16 +84,17 @@ def read(words: npt.NDArray[np.uint64], bins: int) -> Counted:
     )
 
 
-def source(real: str, lowest: int, bins: int, rounds: bool) -> str:
+def source(real: str, lowest: int, bins: int, rounding: str) -> str:
     """Return the code of the kernel `precsim_count` for arrays of a carrier, "float" or "double".
 
     The histogram has `bins` exponents, from `lowest` on; smaller and larger ones count at its ends.
-    `rounds`: it rounds the numbers itself, and writes them to `after`.
+    With `rounding`, arguments of `precsim_round`, it rounds the numbers itself, and writes them to
+    `after`; "" if it does not.
     """
     after = f"{real} *after, const word32 *words, int draws, {PARAMETERS}"
-    rounded = f"precsim_round(x, draws ? words[i] : 0, {ARGUMENTS})"
+    rounded = f"precsim_round(x, draws ? words[i] : 0, {rounding})"
     return f"""
-{ROUND if rounds else ""}
+{ROUND if rounding else ""}
 PRECSIM word64 precsim_magnitude(double value) {{
     union {{ word64 bits; double value; }} both;
     both.value = value;
@@ -102,7 +103,7 @@ PRECSIM word64 precsim_magnitude(double value) {{
 
 PRECSIM_KERNEL precsim_count(const {real} *before, long long size, double normal_from, double top_value,
                              int histogram, word64 *found,
-                             {after if rounds else f"const {real} *after"}) {{
+                             {after if rounding else f"const {real} *after"}) {{
     PRECSIM_SHARED word32 counts[{len(NAMES)}], places[{COPIES * bins}];
     PRECSIM_SHARED word64 ends[2];
     PRECSIM_SHARED double squares[{THREADS}], errors[{THREADS}];
@@ -122,8 +123,8 @@ PRECSIM_KERNEL precsim_count(const {real} *before, long long size, double normal
         double square = 0, error = 0;
         for (long long i = PRECSIM_BLOCK * {THREADS} + t; i < size; i += PRECSIM_BLOCKS * {THREADS}) {{
             double x = before[i];
-            double r = {rounded if rounds else "after[i]"};
-            {f"after[i] = ({real})r;" if rounds else ""}
+            double r = {rounded if rounding else "after[i]"};
+            {f"after[i] = ({real})r;" if rounding else ""}
             word64 size_in = precsim_magnitude(x), size_out = precsim_magnitude(r);
             int finite_in = size_in < infinity, finite_out = size_out < infinity;
             zeros += size_in == 0;

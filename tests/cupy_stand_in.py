@@ -345,7 +345,7 @@ def _compiled(source, name):
     )
     folder = Path(tempfile.mkdtemp(prefix="precsim-stand-in-"))
     (folder / "kernel.c").write_text(source)
-    command = [COMPILER, "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-o", folder / "kernel.so",
+    command = [COMPILER, "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-o", folder / "kernel.so",
                folder / "kernel.c", "-lm"]  # fmt: skip
     subprocess.run(command, check=True)
     function = getattr(ctypes.CDLL(str(folder / "kernel.so")), name)

@@ -17,7 +17,6 @@ import numpy as np
 from precsim.engine.arithmetic import Arithmetic, Array
 from precsim.engine.dispatch import primitive
 from precsim.engine.ops import sum_to
-from precsim.formats.scratch import scratch
 
 GELU_CUBIC = 0.044715
 """Coefficient of x^3 in the tanh form of GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
@@ -32,11 +31,6 @@ def _parts(x: Array) -> Iterator[slice]:
     step = max(1, BLOCK_BYTES // (x.itemsize * (x.shape[1] if x.ndim == 2 else 1)))
     for start in range(0, len(x), step):
         yield slice(start, start + step)
-
-
-def _room(slot: str, like: Array) -> Array:
-    """Return memory of any values for a part of an array, which the next part gets again."""
-    return scratch(slot, like.reshape(-1)).reshape(like.shape)
 
 
 def _as_rows(*arrays: Array) -> list[Array]:
@@ -154,7 +148,7 @@ def layer_norm_grad(m: Arithmetic, g: Array, x: Array, weight: Array, eps: float
     out = m.like(x)
     g, x, z = _as_rows(g, x, out)
     for part in _parts(x):
-        y, gy = _room("normal", x[part]), z[part]
+        y, gy = m.empty(x[part].shape), z[part]
         scale = _normalise(m, x[part], eps, y)
         m.xp.multiply(g[part], weight, out=gy)
         mean = gy.mean(axis=1, keepdims=True)
@@ -211,7 +205,7 @@ def gelu_grad(m: Arithmetic, g: Array, x: Array) -> Array:
     g, x, y = (a.reshape(-1) for a in (g, x, out))
     for part in _parts(x):
         t = _gelu_tanh(m.xp, x[part], y[part])
-        slope, rest = _room("slope", t), _room("rest", t)
+        slope, rest = m.empty(t.shape), m.empty(t.shape)
         m.xp.multiply(x[part], 3 * GELU_CUBIC, out=slope)
         slope *= x[part]
         slope += 1
@@ -246,7 +240,7 @@ def cross_entropy(m: Arithmetic, x: Array, targets: Array) -> Array:
     rows, targets = xp.arange(x.shape[0]), xp.asarray(targets)
     lse = xp.empty(x.shape[0], x.dtype)
     for part in _parts(x):
-        total, largest = _exponentials(xp, x[part], _room("exponentials", x[part]))
+        total, largest = _exponentials(xp, x[part], m.empty(x[part].shape))
         lse[part] = (xp.log(total) + largest)[:, 0]
     counted = targets >= 0
     picked = x[rows, xp.where(counted, targets, 0)]

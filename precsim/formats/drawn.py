@@ -2,8 +2,8 @@
 
 A magnitude in units of its spacing becomes a fixed-point number of 31 bits.  Its fraction exceeds
 the first bits of a word if, and only if, it carries when the complement of those bits is added.
-Where the two are equal, later bits decide: of both, if there are any.  That is one number in a few
-thousand millions times 2^-k for k bits of fraction, and those are done again in float64.
+Where the two are equal, later bits decide; so it is for one number in 2^k, of k bits of fraction,
+and those are done again in float64.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from precsim.formats.nearest import Short, edge, reciprocals
 from precsim.formats.scratch import scratch, scratch_bits
 
 _BITS = 29
-"""Bits of a number below twice the top of a binade: two more are room for a carry and a sign."""
+"""Fraction bits of the format and of the fixed-point number, together.
+
+The leading bit is one more, and a carry, or an overflow, another; the sign's stays zero.
+"""
 
 
 def by_steps(dtype: np.dtype[Any], fmt: Format) -> Short | None:
     """Return what rounds by the rule of `Rounding.STOCHASTIC`; None: it needs more care."""
-    # Below: x times the reciprocal of a spacing must not underflow, nor that reciprocal overflow.
+    # A reciprocal must not overflow below, nor x times one underflow.
     if dtype != np.float32 or not (fmt.signed and fmt.subnormals) or not -98 <= fmt.emin <= _BITS:
         return None
     fraction = _BITS - fmt.man_bits

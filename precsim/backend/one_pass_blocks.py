@@ -1,7 +1,8 @@
 """Rounding to a scaled format in C, in one pass: the rules of `precsim.formats.blocks`.
 
-Some threads of a block share a block of the array: each takes a part of its values, together they
-find the largest, one makes the scale, and each rounds its part, which is still in the cache.  Two
+Some threads of a block share a block of the array: one finds out where it lies, each takes a part of
+its values, together they find the largest, one makes the scale, and each rounds its part, which is
+still in the cache.  Two
 kinds of scale need the whole tensor's largest magnitude, and so a pass of its own before: a single
 scale for the tensor, and the second of two levels.  What is computed is what NumPy computes,
 division for division: in float64, or in float32 where a library multiplies with a float32 factor.
@@ -27,8 +28,12 @@ from precsim.formats.tiling import Tiling
 
 MOST_GROUPS = 32
 """Blocks of the array that a block of threads works on at most."""
+EACH = 4
+"""Values of a block that a thread has at least, where there are so many."""
 PIECE = 1 << 12
 """Values of a tensor with a single scale that a block of threads takes."""
+
+_THREAD_BITS = THREADS.bit_length() - 1
 
 RATIO, POWER, CLIPPED_POWER, TWO_LEVELS, FACTOR, FACTOR_OF_SCALE, TWO_FACTORS, GIVEN = range(8)
 """How a scale is made, in the order of the code; from `FACTOR` on values are multiplied."""
@@ -131,33 +136,32 @@ class Shape(NamedTuple):
     columns: int
     height: int
     width: int
-    lanes: int  # threads that share a block of the array, a power of two
+    lane_bits: int  # 2^lane_bits threads share a block of the array
     spread: int  # whether neighbouring threads are in neighbouring blocks
 
     @property
     def grid(self) -> tuple[int]:
         """How many blocks of threads it takes."""
-        return (-(-self.blocks * self.lanes // THREADS),)
+        return (-((-self.blocks << self.lane_bits) // THREADS),)
 
 
-SHAPE = (
-    "long long blocks, long long rows, long long columns, long long height, long long width, "
-    "int lanes, int spread"
-)
+_EXTENT = "long long blocks, long long rows, long long columns, long long height, long long width"
+_NAMES = "blocks, rows, columns, height, width"
+SHAPE = f"{_EXTENT}, int lane_bits, int spread"
 
 
 def shape(tiling: Tiling, *, whole: bool) -> Shape:
     """Return where the blocks lie; `whole`: they are pieces of a tensor with a single scale."""
     if whole:
         size = int(np.prod(tiling.shape))
-        return Shape(-(-size // PIECE), 1, size, 1, PIECE, THREADS, 0)
+        return Shape(-(-size // PIECE), 1, size, 1, PIECE, _THREAD_BITS, 0)
     count, rows, columns = tiling.stack
     height, width = tiling.height, tiling.width
     blocks = count * -(-rows // height) * -(-columns // width)
     spread = width == 1 and columns > 1
     fewest = THREADS // MOST_GROUPS
-    wanted = fewest if spread else min(max(height * width, fewest), THREADS)
-    return Shape(blocks, rows, columns, height, width, 1 << (wanted - 1).bit_length(), int(spread))
+    wanted = fewest if spread else min(max(height * width // EACH, fewest), THREADS)
+    return Shape(blocks, rows, columns, height, width, (wanted - 1).bit_length(), int(spread))
 
 
 def _largest(wanted: str) -> str:
@@ -167,16 +171,21 @@ def _largest(wanted: str) -> str:
     """
     return f"""
     PRECSIM_SHARED word64 found[{THREADS}];
-    const int groups = {THREADS} / lanes;
+    PRECSIM_SHARED precsim_part parts[{MOST_GROUPS}];
+    const int lanes = 1 << lane_bits, groups = {THREADS} >> lane_bits;
     PRECSIM_THREADS(t)
-        precsim_part part = precsim_part_of(t, lanes, spread, PRECSIM_BLOCK, blocks, rows, columns,
-                                            height, width);
+        if (t < groups) parts[t] = precsim_part_of(PRECSIM_BLOCK * groups + t, {_NAMES});
+    PRECSIM_WAIT
+    PRECSIM_THREADS(t)
+        int group = spread ? t & (groups - 1) : t >> lane_bits;
+        int lane = spread ? t >> ({_THREAD_BITS} - lane_bits) : t & (lanes - 1);
+        precsim_part part = parts[group];
         word64 largest = 0;
-        for (long long k = part.lane; {wanted} && k < part.size; k += lanes) {{
+        for (long long k = lane; {wanted} && k < part.size; k += lanes) {{
             word64 bits = precsim_to_bits(x[precsim_place(part, k, columns)]) & 0x7FFFFFFFFFFFFFFFull;
             if (bits > largest) largest = bits;
         }}
-        found[part.lane * groups + part.group] = largest;
+        found[lane * groups + group] = largest;
     PRECSIM_WAIT
     for (int half = lanes / 2; half > 0; half /= 2) {{
         PRECSIM_THREADS(t)
@@ -194,18 +203,12 @@ def source(real: str, rounding: str) -> str:
     """
     return f"""
 {one_pass.ROUND}
-typedef struct {{ int group, lane; long long first, width, size; }} precsim_part;
+typedef struct {{ long long first, width, size; }} precsim_part;
 typedef struct {{ double block, tensor, divisor; float factor; }} precsim_scale;
 
-/* The part of a thread: which block is its group's, how large that is, and where it begins. */
-PRECSIM precsim_part precsim_part_of(int t, int lanes, int spread, long long block,
-                                     long long blocks, long long rows, long long columns,
-                                     long long height, long long width) {{
+/* Where a block of the array begins, how wide it is, and how large; 0 where there is none. */
+PRECSIM precsim_part precsim_part_of(long long here, {_EXTENT}) {{
     precsim_part part;
-    int groups = {THREADS} / lanes;
-    part.group = spread ? t % groups : t / lanes;
-    part.lane = spread ? t / groups : t % lanes;
-    long long here = block * groups + part.group;
     long long across = (columns + width - 1) / width, down = (rows + height - 1) / height;
     long long row = here / across % down * height, column = here % across * width;
     long long high = rows - row < height ? rows - row : height;
@@ -216,7 +219,10 @@ PRECSIM precsim_part precsim_part_of(int t, int lanes, int spread, long long blo
 }}
 
 PRECSIM long long precsim_place(precsim_part part, long long k, long long columns) {{
-    return part.first + k / part.width * columns + k % part.width;
+    if (part.width == part.size) return part.first + k;
+    if (part.width == 1) return part.first + k * columns;
+    if (part.size >> 32) return part.first + k / part.width * columns + k % part.width;
+    return part.first + (word32)k / (word32)part.width * columns + (word32)k % (word32)part.width;
 }}
 
 PRECSIM float precsim_factor(double amax, double largest) {{
@@ -305,10 +311,11 @@ PRECSIM_KERNEL precsim_blocks(const {real} *x, {real} *out, const word32 *words,
         if (t < groups) scales[t] = precsim_scale_of(whole ? top[0] : found[t], top[0], {_ALL});
     PRECSIM_WAIT
     PRECSIM_THREADS(t)
-        precsim_part part = precsim_part_of(t, lanes, spread, PRECSIM_BLOCK, blocks, rows, columns,
-                                            height, width);
-        precsim_scale scale = scales[part.group];
-        for (long long k = part.lane; k < part.size; k += lanes) {{
+        int group = spread ? t & (groups - 1) : t >> lane_bits;
+        int lane = spread ? t >> ({_THREAD_BITS} - lane_bits) : t & (lanes - 1);
+        precsim_part part = parts[group];
+        precsim_scale scale = scales[group];
+        for (long long k = lane; k < part.size; k += lanes) {{
             long long i = precsim_place(part, k, columns);
             word32 word = draws ? words[i] : 0;
             if (kind >= {FACTOR}) {{

@@ -29,8 +29,8 @@ NEAREST, AWAY, TOWARD_ZERO, UP, DOWN, TO_ODD, EXACT, A, B, C, EQUAL = range(11)
 """Rounding modes by their number in `one_pass.Rule`."""
 STEPS, BITS, WIDE = range(3)
 """How an element is rounded: in its own carrier, by integers, in float64."""
-PLAIN, NO_NAN, ODD = range(3)
-"""What a format lacks: nothing but range; a NaN; a sign, subnormals or -0, with or without a NaN."""
+PLAIN, NO_NAN, WHOLE, ODD = range(4)
+"""What a format lacks: nothing but range; a NaN; a NaN and -0, as integers do; anything else."""
 
 
 WAITING = 1 << 11
@@ -121,9 +121,9 @@ def unpack(c: Any) -> Any:
 def compiled(function: Any) -> Any:
     """Compile a loop when it is first called, and keep it on the disk if there is a place for it."""
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 @inlined
@@ -185,6 +185,9 @@ def by_steps(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
         nan = np.isnan(result)
         result = like(0.0, result) if nan else result
         sign = like(0, bits) if nan else like(sign, bits)
+    elif kind == WHOLE:
+        result = like(0.0, result) if np.isnan(result) else result
+        sign = like(0, bits) if result == 0 else like(sign, bits)
     elif kind == ODD:
         result = like(0.0, result) if result < c.flush_below else result
         nowhere = np.isnan(result) and not c.has_nan
@@ -284,6 +287,8 @@ def choose(dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflow
     kind = ODD
     if kernels.is_plain(fmt):
         kind = PLAIN if fmt.has_nan else NO_NAN
+    elif fmt.signed and fmt.subnormals and not (fmt.has_nan or fmt.has_negative_zero):
+        kind = WHOLE
     c = numbers(carrier, fmt, rounding, overflow)
     return _Choice(plan.uint, how, mode, kind, kernel(how, mode, kind), c)
 

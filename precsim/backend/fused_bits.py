@@ -9,8 +9,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-inlined: Any = numba.njit(inline="always")
-part: Any = numba.njit(nogil=True)
+inlined: Any = numba.njit(inline="always", error_model="numpy")
+part: Any = numba.njit(nogil=True, error_model="numpy")
 """For a part of a loop that is compiled and kept."""
 summing: Any = numba.njit(nogil=True, fastmath={"reassoc", "contract"})
 """For sums, whose terms may be added in any order, and products not be rounded before."""

@@ -330,8 +330,9 @@ def kernel(
                             bits = in_float64(bits, word, c, mode, kind)
                         value = as_float(bits)
                         if ends:
-                            value = max(value, lowest - zeros[j])
-                            value = min(value, highest - zeros[j])
+                            least, most = lowest - zeros[j], highest - zeros[j]
+                            value = least if value < least else value
+                            value = most if value > most else value
                         value *= factors[j]
                         if remainder and two:
                             value *= tensor

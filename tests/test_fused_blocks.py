@@ -57,7 +57,7 @@ def test_every_value_is_what_the_specification_says(name, dtype):
         testing.assert_same(quantize(x, fmt), specified(x, fmt), x, name)
 
 
-@pytest.mark.parametrize(("place", "rounding"), enumerate(MODES), ids=str)
+@pytest.mark.parametrize(("place", "rounding"), list(enumerate(MODES)), ids=str)
 def test_it_has_the_bits_of_the_arrays_in_every_mode(place, rounding):
     (name, dtype), rounding = IN_TURN[place % 3], mode(rounding)
     for x in specimens(format(name), dtype, (5, 70), seed=len(name)):

@@ -331,8 +331,8 @@ def kernel(
                         value = as_float(bits)
                         if ends:
                             least, most = lowest - zeros[j], highest - zeros[j]
-                            value = least if value < least else value
-                            value = most if value > most else value
+                            value = max(value, least)
+                            value = min(value, most)
                         value *= factors[j]
                         if remainder and two:
                             value *= tensor

@@ -84,6 +84,17 @@ def test_a_disk_that_cannot_be_written_costs_only_time(monkeypatch):
     assert fused.compiled(lambda x: x + 1)(2) == 3
 
 
+def test_what_is_on_the_disk_is_not_used_when_any_compiled_file_has_changed(monkeypatch):
+    pytest.importorskip("numba")
+    from precsim.backend import fused
+
+    names = set()
+    for edition in ("a", "b"):
+        monkeypatch.setattr(fused, "_edition", lambda edition=edition: edition)
+        names.add(fused.compiled(lambda x: x + 1)._cache._impl.filename_base)
+    assert len(names) == 2
+
+
 def test_numpy_rounds_until_compiling_pays(monkeypatch):
     asked = []
     monkeypatch.setattr(compiled, "_fused", lambda: asked.append(1))

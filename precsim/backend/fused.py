@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, lru_cache
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
@@ -118,8 +120,20 @@ def unpack(c: Any) -> Any:
     )  # fmt: skip
 
 
+@cache
+def _edition() -> str:
+    """Return a name for what the compiled files of this folder say together."""
+    files = sorted(Path(__file__).parent.glob("fused*.py"))
+    return blake2b(b"".join(file.read_bytes() for file in files), digest_size=4).hexdigest()
+
+
 def compiled(function: Any) -> Any:
-    """Compile a loop when it is first called, and keep it on the disk if there is a place for it."""
+    """Compile a loop when it is first called, and keep it on the disk if there is a place for it.
+
+    Under a name that is new when any of the files is: Numba looks at the one that has the loop, and
+    would go on with what it had compiled of the others.
+    """
+    function.__qualname__ += f"_{_edition()}"
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # neither the package's folder nor the user's can be written

@@ -53,6 +53,7 @@ from precsim.backend.fused_scales import (
     find_highest,
     find_largest,
     find_scales,
+    find_top,
     near_one,
     spread_out,
 )
@@ -259,10 +260,9 @@ def kernel(
                         at = base + i * columns
                         find_largest(source[at + left : at + right], width, magnitude, amaxes)
             if only_top:
-                for block in range(blocks):
-                    amax = max(np.float64(as_float(amaxes[block])), rule[4])
-                    if amax < np.inf:
-                        top = max(top, amax)
+                finite, found_top = find_top(amaxes, as_bits(real(np.inf)))
+                if finite:
+                    top = max(top, rule[4], np.float64(as_float(found_top)))
                 continue
             for block in range(blocks):
                 sizes[block] = as_float(amaxes[block])

@@ -103,6 +103,17 @@ def find_highest(bits: Any, magnitude: Any, found: Any) -> None:
 
 
 @part
+def find_top(amaxes: Any, infinity: Any) -> Any:
+    """Return whether any amax is finite, and the largest that is."""
+    top, finite = like(0, infinity), like(0, infinity)
+    for i in range(amaxes.size):
+        here = amaxes[i] < infinity
+        top = max(top, amaxes[i] if here else like(0, infinity))
+        finite = like(finite | like(here, infinity), infinity)
+    return finite != 0, top
+
+
+@part
 def find_ends(bits: Any, width: Any, magnitude: Any, low: Any, high: Any) -> None:
     """Find the smallest and the largest of each run of `width` elements so far.
 

@@ -63,7 +63,7 @@ from precsim.formats.modes import Mode, Overflow, Rounding
 from precsim.formats.scaled import FP32, Scaled, ScaleRule
 from precsim.formats.tiling import Tiling
 
-ROOM = 1 << 10
+ROOM = 1 << 11
 """Elements of a row that are rounded at once, each beside its scale."""
 SLAB = 1 << 16
 """Elements of the blocks that are gone through at once, unless one block alone has more."""

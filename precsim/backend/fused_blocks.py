@@ -65,7 +65,7 @@ from precsim.formats.tiling import Tiling
 
 ROOM = 1 << 11
 """Elements of a row that are rounded at once, each beside its scale."""
-SLAB = 1 << 16
+SLAB = 1 << 17
 """Elements of the blocks that are gone through at once, unless one block alone has more."""
 BY_POWER, BY_REMAINDER, BY_DIVISION, IN_FLOAT64 = range(4)
 """How an element is divided by its scale: times a power of two; see above; in its carrier; in float64."""

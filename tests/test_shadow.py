@@ -295,3 +295,11 @@ def test_compiled_loops_agree_with_the_ops_and_do_without_their_arrays(monkeypat
                     0
                 ]
         assert found["numba"] == pytest.approx(found["numpy"], rel=1e-11), op
+
+
+def test_a_row_of_which_nothing_is_shown_is_set_aside(kernels):
+    (x,) = numbers((40, 3, 6))
+    keep = CAUSAL.copy()
+    clean = run("softmax", [x[:, 1:]], FAST.format("bf16"), keep=keep[1:])[0]
+    keep[0] = False
+    assert run("softmax", [x], FAST.format("bf16"), keep=keep)[0] == pytest.approx(clean, rel=1e-12)

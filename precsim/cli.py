@@ -313,7 +313,7 @@ def _load_other_verbs() -> None:
 
 def _facts() -> dict[str, Any]:
     from precsim.backend import compiled, get_backend
-    from precsim.demo import cores
+    from precsim.backend.threads import cores
 
     try:
         device = str(get_backend("cupy").__version__)

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from precsim.backend.threads import cores
 from precsim.observe.counters import LOWEST, Counters, OpCounts
 from precsim.recipes import RECIPES
 from precsim.runs.config import TrainConfig
@@ -145,12 +146,6 @@ def run_all(
                 process.kill()
                 process.join()
     return {name: outcomes[name] for name in recipes}
-
-
-def cores() -> int:
-    """Return how many processors this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _prepare(

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
+from precsim.backend import threads
 from precsim.backend.cupy import BackendError
 from precsim.formats import blocks, kernels
 from precsim.formats.arrays import Array
@@ -72,8 +73,15 @@ def state() -> str:
     except PackageNotFoundError:
         return "NumPy; faster with `pip install 'precsim[fast]'`"
     if _tier.get() is Tier.NUMBA:
-        return f"compiled, Numba {numba}"
-    return f"NumPy, then compiled: Numba {numba}, after the first {ENOUGH:,} elements"
+        return f"compiled, Numba {numba}, {_threads()}"
+    return f"NumPy, then compiled: Numba {numba}, {_threads()}, after the first {ENOUGH:,} elements"
+
+
+def _threads() -> str:
+    """Say how many threads round one array."""
+    if threads.count() == 1:
+        return "one thread"
+    return f"{threads.count()} threads from {2 * threads.PIECE:,} elements on"
 
 
 def round_into(

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from precsim.backend import one_pass
+from precsim.backend import one_pass, threads
 from precsim.backend.fused_bits import as_bits, as_float, copy, inlined, like
 from precsim.formats import kernels
 from precsim.formats.arrays import Array
@@ -267,7 +267,16 @@ def round_into(
     source = x.reshape(-1).view(found.uint)
     target = source if out is x else out.reshape(-1).view(found.uint)
     drawn = NO_WORDS if words is None else words.reshape(-1)
-    found.run(source, target, drawn, found.numbers)
+
+    def run(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        here = source[part]
+        found.run(here, here if target is source else target[part], drawn[part], found.numbers)
+
+    if source.size < 2 * threads.PIECE:
+        found.run(source, target, drawn, found.numbers)
+    else:
+        threads.in_pieces(run, source.size)
     return True
 
 

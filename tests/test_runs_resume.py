@@ -9,6 +9,7 @@ import pytest
 from tiny_runs import MIXED, Stop, final, hashes, tiny
 
 import precsim as ps
+from precsim.backend import compiled
 from precsim.runs import checkpoint
 from precsim.runs.check import check
 from precsim.runs.files import DamagedError, RunError
@@ -113,6 +114,19 @@ def test_where_a_run_is_called_from_changes_nothing(tmp_path):
     with ps.using("fp16", seed=7, step=9), ps.scope("elsewhere"):
         ps.train(config, out=tmp_path / "b")
     assert final(tmp_path / "a") == final(tmp_path / "b")
+
+
+@pytest.mark.parametrize("observe", ["hist", "shadow"])
+def test_what_a_process_rounded_before_changes_no_digit_of_a_run(observe, tmp_path, monkeypatch):
+    """Sums of squares have the order of what adds them up, which is not changed on the way."""
+    config = tiny(observe=observe, policy="activations=e4m3 arithmetic=fast")
+    for name, rounded in (("first", 0), ("late", compiled.ENOUGH)):
+        monkeypatch.setattr(compiled, "_rounded", rounded)
+        ps.train(config, out=tmp_path / name)
+    assert final(tmp_path / "first") == final(tmp_path / "late")
+    first, late = (ps.open(tmp_path / name).ops() for name in ("first", "late"))
+    for column in ("square", "error", "err_rel", "hash", "histogram"):
+        np.testing.assert_array_equal(first[column], late[column])
 
 
 def test_a_finished_run_is_resumed_as_it_is(tmp_path):

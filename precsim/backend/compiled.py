@@ -46,8 +46,10 @@ _rounded = 0
 
 @contextmanager
 def tier(name: str | Tier) -> Iterator[None]:
-    """Within the block, round NumPy's arrays by this `Tier`; no bit depends on it.
+    """Within the block, round NumPy's arrays by this `Tier`; no rounded bit depends on it.
 
+    (The sums that observers are told may differ in their last digits: they are added up in another
+    order.)
     Raises `ValueError` for an unknown name, and `BackendError` for "numba" where it is missing.
     """
     wanted = Tier(name)
@@ -62,6 +64,22 @@ def tier(name: str | Tier) -> Iterator[None]:
         yield
     finally:
         _tier.reset(token)
+
+
+_steady: ContextVar[bool] = ContextVar("steady", default=False)
+
+
+@contextmanager
+def steady() -> Iterator[None]:
+    """Within the block, what counts is chosen by what is installed, not by how much was rounded before.
+
+    So a run that another process goes on with adds up the sums that it has in the same order.
+    """
+    token = _steady.set(True)
+    try:
+        yield
+    finally:
+        _steady.reset(token)
 
 
 def state() -> str:
@@ -176,9 +194,17 @@ def _kernels(size: int, *, counts: bool = True) -> Any:
 def counting(size: int) -> Any:
     """Return the module that rounds and counts what rounding did (`fused_counts`); None: use NumPy.
 
-    In the same tiers as it rounds, of arrays of any size: counting takes NumPy a dozen calls.
+    In the same tiers as it rounds, of arrays of any size: counting takes NumPy a dozen calls; where it
+    is to be `steady`, from the first element on.
     """
-    return None if _kernels(max(size, LARGE)) is None else _fused_counts()
+    return None if _watching(size) is None else _fused_counts()
+
+
+def _watching(size: int, *, counts: bool = True) -> Any:
+    """Return the module of compiled kernels if what they round or did is to be counted so, or None."""
+    if _steady.get() and _tier.get() is Tier.AUTO:
+        return _fused()
+    return _kernels(max(size, LARGE), counts=counts)
 
 
 @cache
@@ -190,7 +216,7 @@ def _fused_counts() -> ModuleType:
 
 def comparing(size: int) -> Any:
     """Return the module that compares results with float64 (`fused_errors`), as `counting` does."""
-    if _kernels(max(size, LARGE), counts=False) is None:
+    if _watching(size, counts=False) is None:
         return None
     from precsim.backend import fused_errors
 

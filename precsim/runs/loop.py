@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from precsim.backend.compiled import steady
 from precsim.engine.context import Observer, current, using
 from precsim.engine.pool import Pool
 from precsim.nn.scaling import LossScaleError
@@ -41,8 +42,10 @@ Listener = Callable[[StepRecord, list[OpCounts]], None]
 def surroundings(config: TrainConfig, observers: tuple[Observer, ...] = ()) -> Iterator[None]:
     """Set the whole context that a run's bits depend on, wherever it is called from, and a pool of
     memory that goes with it.
+
+    What observers are told, sums included, depends on that and on what is installed alone.
     """
-    with using(
+    with steady(), using(
         config.policy, observers=observers, seed=config.seed, step=0,
         role="activations", scope="", taping=True, pool=Pool(),
     ):  # fmt: skip

@@ -6,9 +6,11 @@ import threading
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import precsim as ps
-from precsim.backend import threads, tier
+from precsim.backend import BackendError, compiled, threads, tier
+from precsim.cli import app
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +39,23 @@ def test_how_many_threads(monkeypatch):
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])
 def test_a_wrong_number_is_told_what_is_right(monkeypatch, text):
     monkeypatch.setenv("PRECSIM_THREADS", text)
-    with pytest.raises(ValueError, match=f"PRECSIM_THREADS={text}: expected a whole number"):
+    with pytest.raises(BackendError, match=f"PRECSIM_THREADS={text}: expected a whole number"):
         threads.count()
+
+
+def test_the_command_line_says_so_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(
+        compiled, "version", lambda name: "1.0"
+    )  # of Numba, as if it were installed
+    monkeypatch.setenv("PRECSIM_THREADS", "two")
+    told = CliRunner().invoke(app, ["info"])
+    assert told.exit_code == 2
+    assert "precsim: PRECSIM_THREADS=two: expected a whole number of threads" in told.output
+    monkeypatch.setenv("PRECSIM_THREADS", "2")
+    threads.count.cache_clear()
+    assert "2 threads from 2,097,152 elements on" in " ".join(
+        CliRunner().invoke(app, ["info"], env={"COLUMNS": "200"}).output.split()
+    )
 
 
 @pytest.mark.parametrize("many", [1, 2, 3, 7])

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 
+from precsim.backend.cupy import BackendError
+
 PIECE = 1 << 20
 """Elements of the smallest piece for which waking a thread pays."""
 
@@ -23,13 +25,13 @@ VARIABLES = ("PRECSIM_THREADS", "OMP_NUM_THREADS")
 def count() -> int:
     """Return how many threads may round at once: by `VARIABLES`, else one for each core.
 
-    Raises `ValueError` for anything but a whole number from 1 on.
+    Raises `BackendError` for anything but a whole number from 1 on.
     """
     for name in VARIABLES:
         if text := os.environ.get(name, "").partition(",")[0].strip():
             if not text.isdecimal() or int(text) < 1:
                 msg = f"{name}={text}: expected a whole number of threads, 1 or more"
-                raise ValueError(msg)
+                raise BackendError(msg)
             return int(text)
     return cores()
 

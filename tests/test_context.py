@@ -121,3 +121,36 @@ def test_tasks_have_contexts_of_their_own():
         return await asyncio.gather(*(run(seed) for seed in range(5)))
 
     assert asyncio.run(both()) == [0, 1, 2, 3, 4]
+
+
+class Asks:
+    """An observer that does without results before rounding."""
+
+    def __init__(self, needs):
+        self.needs, self.events = needs, []
+
+    def __call__(self, event):
+        self.events.append(event)
+
+
+@pytest.mark.parametrize("name", ["e4m3", "fp32", "int8:row", "mxfp4"])
+@pytest.mark.parametrize("others", [[], [lambda event: None]])
+def test_who_asks_for_counts_gets_them_in_every_format(name, others):
+    x = [[3.0, 0.0, -1e-9, 100.0]]
+    counts, hist = Asks("counts"), Asks("hist")
+    for asking in ([counts], [hist], [counts, hist]):
+        with ps.using(name, observers=[*asking, *others]):
+            ps.ops.mul(x, 1.0)
+    for event in counts.events + hist.events:
+        assert event.tally.zeros == 1
+        assert (event.tally.amax, event.tally.amin) == (100, np.float64(1e-9))
+        assert event.exact is None or (event.exact == np.array(x)).all()
+    assert [e.tally.histogram is None for e in counts.events] == [True, False]
+    for event in hist.events:
+        assert event.tally.histogram.sum() == 3
+
+
+@pytest.mark.parametrize("needs", ["histt", "", None, "tally"])
+def test_an_observer_that_needs_what_there_is_not_is_told_what_there_is(needs):
+    with pytest.raises(ValueError, match=r"Asks.* needs .*: expected exact, counts, hist"):
+        ps.using("fp16", observers=[Asks(needs)])

@@ -25,6 +25,9 @@ One that has an attribute `needs`, "counts" or "hist", does without results befo
 them (`Event.tally`), with a histogram of exponents if it asks for one.
 """
 
+NEEDS = ("exact", "counts", "hist")
+"""What an observer may need; one that does not say needs "exact"."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -75,7 +78,7 @@ class using:
 
     `policy` may be a `Policy`, its string, or a format name; `changes` are fields of `Context`
     (observers, seed, step, ...).  A new `step` starts the call counts afresh.
-    Raises `TypeError` for an unknown field.
+    Raises `TypeError` for an unknown field, `ValueError` for an observer that needs what there is not.
     """
 
     __slots__ = ("_changes", "_token")
@@ -89,6 +92,7 @@ class using:
             changes["policy"] = Policy.parse(policy)
         if "observers" in changes:
             changes["observers"] = tuple(changes["observers"])
+            _check_needs(changes["observers"])
         if "step" in changes or "seed" in changes:
             changes.setdefault("calls", Counter())
         self._changes = changes
@@ -102,6 +106,14 @@ class using:
 
     def __exit__(self, *error: object) -> None:
         _CONTEXT.reset(self._token)
+
+
+def _check_needs(observers: tuple[Observer, ...]) -> None:
+    for observer in observers:
+        needs = getattr(observer, "needs", "exact")
+        if needs not in NEEDS:
+            msg = f"observer {observer!r:.60} needs {needs!r}: expected {', '.join(NEEDS)}"
+            raise ValueError(msg)
 
 
 def scope(name: str) -> using:

@@ -36,8 +36,8 @@ class Event(NamedTuple):
     """One op as it happened, for observers; the arrays are the run's own and must not be written.
 
     `exact` is the result in the carrier, on operands that were rounded before; `rounded` what the
-    format made of it.  `tally` is what was counted of that; where all observers do with it (see
-    `Observer`), there is no `exact`: it is None.  `path` names the site: role/scope/op, and `call` counts its runs in a step.
+    format made of it.  `tally` is what was counted of that, if an observer asked for it; where all do
+    with it (see `Observer`), there need not be an `exact`: it may be None.  `path` names the site: role/scope/op, and `call` counts its runs in a step.
     `input_formats` are those that the operands lie on (None: a constant); `factor` is what delayed
     scaling multiplied with, in a format that has it.
     With `params` an observer can run the op again on `inputs`, in another arithmetic.
@@ -271,11 +271,13 @@ def _round_watched(
     """
     context, fmt = site.context, decision.format
     needs = [getattr(observe, "needs", "exact") for observe in context.observers]
-    tally = None
-    if isinstance(fmt, Format) and needs.count("exact") < len(needs):
-        tally = Tally(fmt, exact.dtype, histogram="hist" in needs)
-    keep = tally is None or "exact" in needs
+    counted, histogram = needs.count("exact") < len(needs), "hist" in needs
+    on_the_way = counted and isinstance(fmt, Format)
+    tally = Tally(fmt, exact.dtype, histogram=histogram) if on_the_way else None
+    keep = "exact" in needs or not on_the_way
     rounded = _round(op, exact, decision, site, inputs, keep=keep, tally=tally)
+    if counted and tally is None and exact.size:
+        tally = Tally.of(exact, rounded, fmt, histogram=histogram)
     delayed = isinstance(fmt, Scaled) and fmt.rule is ScaleRule.DELAYED
     factor = context.delays.factor(_place(site, inputs)) if delayed else None
     arrays, formats = tuple([t.data for t in inputs]), tuple([t.format for t in inputs])

@@ -243,9 +243,11 @@ class ElementwiseKernel:
             dtype = np.dtype(types.get(kind, kind))
             value = np.asarray(value)
             assert value.ndim == 0 or value.dtype == dtype, f"{_name} must be {dtype}"
-            copy = np.ascontiguousarray(value if is_raw else np.broadcast_to(value, shape), dtype)
+            alone = value.ndim == 0  # one number for all elements
+            as_seen = value if is_raw or alone else np.broadcast_to(value, shape)
+            copy = np.ascontiguousarray(as_seen, dtype)
             passed.append(copy)
-            taken.append((kind, _name, is_raw, dtype))
+            taken.append((kind, _name, is_raw, dtype, "0" if alone else "i"))
         run = _compiled(self._source(taken), self.name)
         run(
             ctypes.c_longlong(int(np.prod(shape))),
@@ -255,11 +257,11 @@ class ElementwiseKernel:
             value[...] = copy.reshape(value.shape)
 
     def _source(self, taken):
-        pointers = ", ".join(f"{C_NAMES[str(d)]} *{n}_" for _, n, _, d in taken)
-        into = [f"{C_NAMES[str(d)]} {n} = {n}_[i];" for _, n, r, d in taken if not r]
-        raw = [f"{C_NAMES[str(d)]} *{n} = {n}_;" for _, n, r, d in taken if r]
-        back = [f"{n}_[i] = {n};" for _, n, r, _ in taken[-self.outputs :] if not r]
-        types = {k: C_NAMES[str(d)] for k, _, _, d in taken if k not in C_NAMES}
+        pointers = ", ".join(f"{C_NAMES[str(d)]} *{n}_" for _, n, _, d, _ in taken)
+        into = [f"{C_NAMES[str(d)]} {n} = {n}_[{at}];" for _, n, r, d, at in taken if not r]
+        raw = [f"{C_NAMES[str(d)]} *{n} = {n}_;" for _, n, r, d, _ in taken if r]
+        back = [f"{n}_[i] = {n};" for _, n, r, *_ in taken[-self.outputs :] if not r]
+        types = {k: C_NAMES[str(d)] for k, _, _, d, _ in taken if k not in C_NAMES}
         return "\n".join([
             "#include <math.h>", *(f"typedef {c} {k};" for k, c in types.items()), self.preamble,
             f"void {self.name}(long long size_, {pointers}) {{", *raw,

@@ -31,10 +31,13 @@ NEAREST, AWAY, TOWARD_ZERO, UP, DOWN, TO_ODD, EXACT, A, B, C, EQUAL = range(11)
 """Rounding modes by their number in `one_pass.Rule`."""
 STEPS, BITS, WIDE = range(3)
 """How an element is rounded: in its own carrier, by integers, in float64."""
-PLAIN, NO_NAN, WHOLE, ODD = range(4)
-"""What a format lacks: nothing but range; a NaN; a NaN and -0, as integers do; anything else."""
+PLAIN, NO_NAN, WHOLE, ODD, CARRIED = range(5)
+"""What a format lacks: nothing but range; a NaN; a NaN and -0, as integers do; anything else; not
+even range, as a carry makes infinities of what overflows (`by_bits`)."""
 
 
+_CARRY = NEAREST, AWAY, EXACT
+"""Modes in which `by_bits` adds what takes the largest values to infinity, and leaves those there."""
 WAITING = 1 << 11
 """Elements that wait to be written back where an array is rounded in place."""
 
@@ -180,6 +183,16 @@ def _whole(z: Any, negative: Any, word: Any, c: Any, mode: Any) -> Any:
 
 
 @inlined
+def _beyond(magnitude: Any, sign: Any, c: Any, mode: Any) -> Any:
+    """Return what becomes of a magnitude whose result is too large; most modes need not ask which."""
+    over = c.infinite
+    if mode in (TOWARD_ZERO, UP, DOWN, TO_ODD):
+        over = c.negative if sign != 0 else c.positive
+        over = c.infinite if magnitude == c.exponent else over
+    return over
+
+
+@inlined
 def by_steps(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     """Round the multiple of the spacing to a whole number; the value is given and made as bits."""
     magnitude = like(bits & c.magnitude, bits)
@@ -192,8 +205,7 @@ def by_steps(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     if mode in (UP, DOWN, TO_ODD, EQUAL):  # even if too small for the carrier, it is not zero
         z = c.quarter if z == 0 and magnitude != 0 else z
     result = _whole(z, sign != 0, word, c, mode) * as_float(field)
-    over = c.negative if sign != 0 else c.positive
-    over = c.infinite if magnitude == c.exponent else over
+    over = _beyond(magnitude, sign, c, mode)
     result = over if result > c.largest else result
     if kind == NO_NAN:
         nan = np.isnan(result)
@@ -237,9 +249,11 @@ def by_bits(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     elif mode == EXACT:
         added = np.uint32(np.uint32(~word) >> np.uint32(np.uint32(32) - c.shift))
     rounded = np.uint32(np.uint32(magnitude + added) & c.keep)
+    if kind == CARRIED:
+        done = np.uint32(rounded | sign)
+        return np.uint32(bits | c.quiet) if magnitude > c.exponent else done
     result = as_float(rounded)
-    over = c.negative if sign != 0 else c.positive
-    over = c.infinite if magnitude == c.exponent else over
+    over = _beyond(magnitude, sign, c, mode)
     result = over if result > c.largest else result
     if kind == ODD:
         result = like(0.0, result) if result < c.flush_below else result
@@ -310,6 +324,8 @@ def choose(dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflow
     kind = ODD
     if kernels.is_plain(fmt):
         kind = PLAIN if fmt.has_nan else NO_NAN
+        if how == BITS and mode in _CARRY and overflow is Overflow.IEEE:  # these have infinities
+            kind = CARRIED
     elif fmt.signed and fmt.subnormals and not (fmt.has_nan or fmt.has_negative_zero):
         kind = WHOLE
     c = numbers(carrier, fmt, rounding, overflow)

@@ -47,10 +47,11 @@ def test_the_blas_gets_one_thread_because_measuring_does_not_load_it_first():
     assert run.stdout.strip() == "False"
 
 
-def test_all_take_turns_and_the_first_is_not_counted():
+def test_all_take_turns_twice_each_and_what_prepares_the_second_time_is_not_counted():
     calls = []
-    found = medians({name: lambda name=name: calls.append(name) for name in "ab"}, 3)
-    assert calls == list("abababab")
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    found = medians(functions, 3, before=lambda: calls.append("|"))
+    assert "".join(calls) == "a|ab|b" * 4
     assert found.keys() == {"a", "b"}
     assert all(0 <= seconds < 1 for seconds in found.values())
 

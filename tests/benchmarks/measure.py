@@ -21,14 +21,19 @@ def one_thread():
         os.environ.setdefault(f"{library}_THREADS", "1")
 
 
-def medians(functions, turns):
-    """Return the median seconds of each function by its name; each turn runs all of them once.
+def medians(functions, turns, before=lambda: None):
+    """Return the median seconds of each function by its name; each turn runs all of them.
 
-    A turn before the first is not counted.
+    Each runs twice in a row, and the second time counts: it finds in the caches what it left there
+    itself, and not what another did.  (A copy that follows a quick function is twice as quick as
+    one that follows a slow one.)  `before` runs ahead of that second time, and is not counted; nor
+    is the first turn.
     """
     times = {name: [] for name in functions}
     for _ in range(turns + 1):
         for name, function in functions.items():
+            function()
+            before()
             start = time.process_time()
             function()
             times[name].append(time.process_time() - start)

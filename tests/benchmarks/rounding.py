@@ -1,13 +1,15 @@
 """What rounding costs, per element: ``python -m tests.benchmarks.rounding [--quick]``.
 
-Rounding float32 to a format and back, into an array that is there already, beside `np.copyto` of
-the same array (the floor), PyTorch's pair of casts and ml_dtypes' (NumPy's own for fp16), for
-values that are normal, all underflow and all overflow; with NumPy's kernels, and with the compiled
-ones where Numba is installed.  All take turns, one thread each.
+Rounding float32 to a format and back, in place as training does it and into another array, beside
+`np.copyto` of the same array (the floor), PyTorch's pair of casts and ml_dtypes' (NumPy's own for
+fp16), all into arrays that are there already; for values that are normal, all underflow and all
+overflow; with NumPy's kernels, and with the compiled ones where Numba is installed.  All take
+turns, one thread each.
 """
 
 import functools
 import importlib.util
+import itertools
 import sys
 
 from tests.benchmarks.measure import medians, one_thread, row, write_table
@@ -81,48 +83,68 @@ def tiers():
     return ("numpy", "numba") if importlib.util.find_spec("numba") else ("numpy",)
 
 
-def rounder(kernels, x, fmt, out, drawn=None):
-    """Return a function that rounds, stochastically if there are words, with these kernels."""
+def rounder(way, arrays, fmt, drawn=None):
+    """Return a function that rounds so, stochastically if there are words."""
+    kernels, place = way
+    source, target = arrays[place]
     mode = "nearest" if drawn is None else "stochastic"
 
     def run():
         with tier(kernels):
-            ps.quantize(x, fmt, mode, random=drawn, out=out)
+            ps.quantize(source, fmt, mode, random=drawn, out=target)
 
     return run
 
 
 def scalar_rows(sample, turns):
-    """Round to nearest, beside the peers; stochastically, with random words that are there."""
-    size, out = sample.size, np.empty_like(sample)
-    drawn = np.random.default_rng(1).integers(0, 1 << 32, size, np.uint32)
+    """Round to nearest, beside the peers; stochastically, with random words that are there.
+
+    A peer takes turns of its own with what is held against it: peers are slow, and what comes after
+    a slow one finds its arrays gone from the caches, and the memory asleep.
+    """
+    out, work = np.empty_like(sample), np.empty_like(sample)
+    drawn = np.random.default_rng(1).integers(0, 1 << 32, sample.size, np.uint32)
     for kind, scale in KINDS.items():
         x = sample * np.float32(scale)
+        arrays = {"in place": (work, work), "copying": (x, out)}
+        ways = list(itertools.product(tiers(), arrays))
+
+        def measure(functions, x=x):
+            found = medians(functions, turns, before=lambda: np.copyto(work, x))
+            return {name: seconds / x.size for name, seconds in found.items()}
+
         for fmt in FORMATS:
-            peers = {name: in_turn(pair) for name, pair in casts(fmt, x).items()}
-            functions = {"np.copyto": lambda x=x: np.copyto(out, x), **peers}
-            for kernels in tiers():
-                functions["nearest", kernels] = rounder(kernels, x, fmt, out)
-                functions["drawn", kernels] = rounder(kernels, x, fmt, out, drawn)
-            t = {name: s / size for name, s in medians(functions, turns).items()}
-            narrow = ps.format(fmt).bits <= 8
-            nearest, random = t["nearest", "numpy"], t["drawn", "numpy"]
-            for peer in ("np.copyto", *peers):
-                limit = PEER_LIMIT.get(peer) if narrow else None
-                limit = COPY_LIMIT.get(fmt) if peer == "np.copyto" else limit
-                yield row("rounding", kind, fmt, nearest, peer=peer, against=t[peer], limit=limit)
-            yield row("stochastic", kind, fmt, random, peer="nearest", against=nearest,
-                      limit=DRAWN_LIMIT)  # fmt: skip
-            if "numba" not in tiers():
-                continue
-            nearest, random = t["nearest", "numba"], t["drawn", "numba"]
-            for peer in ("np.copyto", *peers):
-                limit = PEER_LIMIT.get(peer) if narrow else None
-                limit = COMPILED_LIMIT if peer == "np.copyto" else limit
-                yield row("rounding, compiled", kind, fmt, nearest, peer=peer, against=t[peer],
-                          limit=limit)  # fmt: skip
-            yield row("stochastic, compiled", kind, fmt, random, peer="np.copyto",
-                      against=t["np.copyto"], limit=COMPILED_DRAWN_LIMIT)  # fmt: skip
+            copy = {"np.copyto": lambda x=x: np.copyto(out, x)}
+            nearest = {way: rounder(way, arrays, fmt) for way in ways}
+            random = {("drawn", *way): rounder(way, arrays, fmt, drawn) for way in ways}
+            t = measure(copy | nearest | random)
+            for way in ways:
+                yield from _floor_rows(t, kind, fmt, way)
+            for peer, pair in casts(fmt, x).items():
+                t = measure({peer: in_turn(pair)} | nearest)
+                limit = PEER_LIMIT[peer] if ps.format(fmt).bits <= 8 else None
+                for way in ways:
+                    yield row(f"rounding {title(way)}", kind, fmt, t[way], peer=peer,
+                              against=t[peer], limit=limit)  # fmt: skip
+
+
+def _floor_rows(t, kind, fmt, way):
+    """Compare one way of rounding with a copy, and its stochastic rounding."""
+    copies, random = t["np.copyto"], t["drawn", *way]
+    if way[0] == "numba":
+        nearest = {"peer": "np.copyto", "against": copies, "limit": COMPILED_LIMIT}
+        drawn = nearest | {"limit": COMPILED_DRAWN_LIMIT}
+    else:
+        nearest = {"peer": "np.copyto", "against": copies, "limit": COPY_LIMIT.get(fmt)}
+        drawn = {"peer": "nearest", "against": t[way], "limit": DRAWN_LIMIT}
+    yield row(f"rounding {title(way)}", kind, fmt, t[way], **nearest)
+    yield row(f"stochastic {title(way)}", kind, fmt, random, **drawn)
+
+
+def title(way):
+    """Return how a way to round, a tier and a place, is called in a table."""
+    kernels, place = way
+    return f"{place}, compiled" if kernels == "numba" else place
 
 
 def word_rows(sample, turns):

@@ -147,6 +147,16 @@ def test_a_sum_in_a_narrow_format_is_ml_dtypes(fmt, theirs):
     np.testing.assert_array_equal(total(x.astype(float), fmt, axis=0), want)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 4, 4), (3, 1, 6), (2, 0, 3)])
+@pytest.mark.parametrize("arithmetic", ["fast", "exact"])
+def test_a_stack_of_transposed_matrices_is_multiplied_as_the_matrices_are(shape, arithmetic):
+    whole = np.random.default_rng(0).integers(-9, 10, (2, *shape))  # whole numbers: no sum rounds
+    a, b = whole[0], whole[1]
+    with ps.using(ps.Policy.uniform("fp32", arithmetic=arithmetic)):
+        c = ps.ops.matmul(ps.tensor(a), ps.tensor(b).swapaxes(-1, -2)).numpy()
+    assert np.array_equal(c, np.einsum("...ij,...kj->...ik", a, b))
+
+
 def test_an_accumulator_as_wide_as_the_carrier_changes_nothing():
     a, b = halves(5, 40), halves(40, 3, seed=1)
     np.testing.assert_allclose(product(a, b, "fp64"), a @ b.astype(float), rtol=1e-14)

@@ -30,13 +30,23 @@ from precsim.formats.registry import element_of
 from precsim.observe.costs import sentence
 from precsim.runs import config as configs
 from precsim.runs import data
-from precsim.runs.files import DiskFullError, RunError, make_folder
+from precsim.runs.files import DamagedError, DiskFullError, RunError, make_folder
 from precsim.runs.lines import dump
 from precsim.runs.manifest import fingerprint
 from precsim.runs.results import Run
 from precsim.runs.train import Listener
 from precsim.show import number, terminal
 from precsim.show.progress import Bars
+
+HEADINGS = (
+    "Start here",
+    "Formats and recipes",
+    "Recorded runs",
+    "One step, taken apart",
+    "A whole run",
+    "About precsim",
+)
+"""What `precsim --help` sorts the verbs by, in this order."""
 
 FORMATS_SHOWN = ("fp32", "fp16", "bf16", "e5m2", "e4m3")
 """What `precsim num` compares a number in, if no format is named."""
@@ -59,7 +69,18 @@ def reading_input() -> Iterator[None]:
 
 
 class Verbs(TyperGroup):
-    """The verbs, with one way to end for each kind of failure."""
+    """The verbs, listed by what they are about, with one way to end for each kind of failure."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the verbs under the headings that they were registered with, none cut short."""
+        panels: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
+        for name, verb in self.commands.items():
+            summary = verb.get_short_help_str(limit=200).removesuffix(".")
+            panels[str(getattr(verb, "rich_help_panel", ""))].append((name, summary))
+        for heading in HEADINGS:
+            if panels[heading]:
+                with formatter.section(heading):
+                    formatter.write_dl(panels[heading])
 
     def invoke(self, ctx: Any) -> Any:
         """Run a verb; bad input and Ctrl-C become a sentence and an exit code."""
@@ -67,8 +88,14 @@ class Verbs(TyperGroup):
             with warnings.catch_warnings():
                 warnings.showwarning = _note
                 return super().invoke(ctx)
+        except BrokenPipeError:
+            # Whoever read us has enough (precsim formats | head); Python must not complain at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit from None
         except DiskFullError as error:
             fail(str(error), 3)
+        except DamagedError as error:
+            fail(f"{error}; try `precsim check` on that run", 2)
         except (BadInput, BackendError, configs.ConfigError, data.DataError, RunError) as error:
             fail(str(error), 2)
         except MemoryError as error:
@@ -128,7 +155,7 @@ def about(
     """
 
 
-@app.command()
+@app.command(rich_help_panel="Start here")
 def demo(
     steps: Steps = None,
     text: TextFile = None,
@@ -138,7 +165,10 @@ def demo(
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
-    """Train one small GPT in six precisions; compare them in a table, in words and in figures."""
+    """Train one small GPT in six precisions, and compare them.
+
+    A table, a sentence for each, and two figures.
+    """
     from precsim import demo as show
 
     with reading_input():
@@ -166,12 +196,13 @@ def demo(
 
 
 @app.command(
+    rich_help_panel="Start here",
     epilog="How closely the run is watched: --set observe=off, counts, hist (the default), shadow or "
-    f"tensors:PATTERN.  {sentence()}"
+    f"tensors:PATTERN.  {sentence()}",
 )
 def train(
     config_file: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Lines like: steps = 200")
+        Path | None, typer.Argument(metavar="CONFIG.toml", help="Lines like: steps = 200")
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Precisions and loss scale by name (precsim recipes).")
@@ -196,7 +227,10 @@ def train(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Train one model.  Later sources win: the file, --recipe, --set, then the other options."""
+    """Train one model; with -o, record the run.
+
+    Later sources win: the file, --recipe, --set, then the other options.
+    """
     with reading_input():
         entries = configs.read(config_file) if config_file else {}
         if recipe:
@@ -215,7 +249,7 @@ def train(
     show_run(start, recipe or "run", config, fmt, as_json=as_json)
 
 
-@app.command()
+@app.command(rich_help_panel="Formats and recipes")
 def formats(
     figure: Annotated[
         Path | None,
@@ -223,7 +257,7 @@ def formats(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the table of all formats."""
+    """Show every format: bits, range, precision, special values."""
     known = precsim.FORMATS
     if figure:
         from precsim.show import plot
@@ -242,7 +276,7 @@ def formats(
     out.print(terminal.formats_table(known.values(), out.width))
 
 
-@app.command(cls=NumberCommand)
+@app.command(cls=NumberCommand, rich_help_panel="Formats and recipes")
 def num(
     value: Annotated[str, typer.Argument(help="0.1, -2.5e-3, 0x1.8p-3, 1/3, inf, nan ...")],
     formats: Annotated[
@@ -253,7 +287,7 @@ def num(
     random: Annotated[float, typer.Option(help="What stochastic rounding draws, in [0, 1).")] = 0.5,
     as_json: Json = False,
 ) -> None:
-    """Take one number apart: its bits, its neighbours, what rounding cuts off and what that costs."""
+    """Take one number apart: its bits, neighbours, what rounding costs."""
     with reading_input():
         parsed = literal.parse(value)
         drawn = random if rounding.startswith("stochastic") else None
@@ -270,7 +304,7 @@ def num(
         out.print(number.several_formats(named, value, out.width))
 
 
-@app.command()
+@app.command(rich_help_panel="About precsim")
 def info(as_json: Json = False) -> None:
     """Show versions, backends and threads, for a bug report."""
     facts = _facts()
@@ -333,10 +367,6 @@ def main(args: list[str] | None = None) -> None:
         _load_other_verbs()
     try:
         app(args, prog_name="precsim")
-    except BrokenPipeError:
-        # Whoever read us has enough (precsim formats | head); Python must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception:  # noqa: BLE001 - the last one to see it: it is told, whatever it is
         traceback.print_exc()
         typer.echo("precsim: this is a bug in precsim; please report the lines above", err=True)

@@ -19,7 +19,7 @@ from precsim.analyse import diff as diffing
 from precsim.analyse.health import Health, complaint
 from precsim.analyse.recorded import Op, ops_of, walk
 from precsim.analyse.scales import outlooks
-from precsim.cli_runs import consoles, fail, print_line
+from precsim.cli_runs import NO_OP, consoles, fail, print_line
 from precsim.engine.policy import Policy
 from precsim.observe.counters import OpCounts, total
 from precsim.observe.trace import matches
@@ -50,7 +50,7 @@ Glob = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     for verb in (show, diff, blame, search, whatif, step):
-        app.command()(verb)
+        app.command(rich_help_panel="One step, taken apart")(verb)
 
 
 def show(
@@ -62,7 +62,10 @@ def show(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show what rounding did to each op of a recorded step; of a single op, its exponents too."""
+    """Show what rounding did to each op of a recorded step.
+
+    Of a single op (--op), its exponents too.
+    """
     ops = _chosen(ops_of(open_run(folder), step), op)
     if sort:
         ops.sort(key=lambda one: -_value(one, sort))
@@ -84,7 +87,7 @@ def _chosen(ops: list[Op], glob: str | None) -> list[Op]:
     """Return the ops that a glob names; exit with 2 where it names none."""
     chosen = [one for one in ops if glob is None or matches(one.counts.path, glob)]
     if not chosen:
-        fail(f"no op of that step matches {glob!r}: try --op '*' to see their names", 2)
+        fail(NO_OP.format(glob), 2)
     return chosen
 
 
@@ -135,7 +138,7 @@ def diff(
     folder: Folder,
     step: Step,
     other: Annotated[
-        Path | None, typer.Argument(metavar="[DIR2]", help="Look at this run's formats instead.")
+        Path | None, typer.Argument(metavar="DIR2", help="Look at this run's formats instead.")
     ] = None,
     against: Annotated[
         str | None,
@@ -144,7 +147,9 @@ def diff(
     op: Glob = None,
     as_json: Json = False,
 ) -> None:
-    """Compare a step op by op with itself in float64, another policy, or another run's formats.
+    """Compare a step with itself in float64, op by op.
+
+    Or with itself under another policy (--against), or in another run's formats (DIR2).
 
     Weights, batch and loss scale are those of DIR in both; with DIR2, DIR is the truth.
     """
@@ -156,11 +161,13 @@ def diff(
     except ValueError as error:
         fail(str(error), 2)
     rows = [row for row in found.rows if op is None or matches(row.path, op)]
+    if not rows:
+        fail(NO_OP.format(op), 2)
     first = found.first_abnormal()
     if as_json:
-        print_line(
-            dump({"rows": [asdict(r) for r in rows], "first_abnormal": first and asdict(first)})
-        )
+        firsts = {"first_abnormal": first, "first_broken": found.first_broken()}
+        facts = {name: row and asdict(row) for name, row in firsts.items()}
+        print_line(dump({"rows": [asdict(row) for row in rows]} | facts))
     else:
         out, _ = consoles()
         out.print(findings.diff_table(rows if op else _interesting(rows), out.width))
@@ -190,7 +197,9 @@ def _policy(text: str) -> Policy:
 def blame(
     folder: Folder, step: Step, op: Glob = None, update: Update = False, as_json: Json = False
 ) -> None:
-    """Say how much of the error of a step's gradient, or update, comes from each op, worst first.
+    """Say how much each op adds to the error of a step's gradient.
+
+    Worst first; with --update, to the error of what the step does to the weights.
 
     alone: the error with only this op in its format; without: with only this op in fp64.
     """
@@ -239,9 +248,9 @@ def search(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find the fewest ops to keep high so that a step's gradient, or update, is right to a tolerance.
+    """Find the fewest ops to keep in high precision.
 
-    Prints the policy that does it, for train --set or fork --set.  What was tried is kept beside
+    So that a step's gradient, or its update of the weights, is right to a tolerance.  Prints the policy that does it, for train --set or fork --set.  What was tried is kept beside
     the run: after Ctrl-C the same command goes on, and another tolerance starts from it.
     """
     run, (_, err) = open_run(folder), consoles()
@@ -272,9 +281,9 @@ def search(
 
 
 def whatif(folder: Folder, step: Step, op: Glob = None, as_json: Json = False) -> None:
-    """Say what a recorded step's values would lose in every format, at every loss scale.
+    """Say what a step's values would lose in every other format.
 
-    From the recorded exponents of these values alone: what a lost value does to the ops after it,
+    At every loss scale.  From the recorded exponents of these values alone: what a lost value does to the ops after it,
     only a run can tell.
     """
     run = open_run(folder)
@@ -300,7 +309,7 @@ def whatif(folder: Folder, step: Step, op: Glob = None, as_json: Json = False) -
 
 def step(
     config_file: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG.toml]", help='Lines like: policy = "fp16"')
+        Path | None, typer.Argument(metavar="CONFIG.toml", help='Lines like: policy = "fp16"')
     ] = None,
     recipe_name: Annotated[
         str | None, typer.Option("--recipe", help="Precisions and loss scale by name.")
@@ -317,7 +326,10 @@ def step(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the first training step op by op, forwards and then backwards through the tape."""
+    """Walk through a first training step, op by op; needs no run.
+
+    Forwards, and then backwards through the tape.
+    """
     try:
         entries = read(config_file) if config_file else {}
         entries |= recipe(recipe_name).settings() if recipe_name else {}

@@ -26,7 +26,7 @@ WORST = 6
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
-    app.command()(drift)
+    app.command(rich_help_panel="A whole run")(drift)
 
 
 def drift(
@@ -42,7 +42,7 @@ def drift(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
-    """Train a recorded run again beside a float64 twin, and say how far rounding has taken it.
+    """Train a run beside a float64 twin: how far rounding took it.
 
     It takes two to three times as long as the run.
     """

@@ -33,25 +33,27 @@ from precsim.runs.lines import dump
 INDENT = (0, 0, 0, 4)
 
 Numbers = Annotated[
-    list[str] | None, typer.Argument(metavar="[NUMBER...]", help="Lessons, as in 09 or 9.")
+    list[str] | None, typer.Argument(metavar="NUMBER...", help="Lessons, as in 09 or 9.")
 ]
 All = Annotated[bool, typer.Option("--all", help="All lessons.")]
 
 app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="The course: list, run, notebook."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The course: list its lessons, run one, open it in Jupyter.",
 )
 
 
 def register(root: typer.Typer) -> None:
     """Add the verb to the command line."""
-    root.add_typer(app, name="lesson")
+    root.add_typer(app, name="lesson", rich_help_panel="Start here")
 
 
 @app.command("list")
 def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
-    """Show every lesson: its idea, how long it takes, how far you have come."""
+    """List the lessons: idea, runtime, how far you have come."""
     folder, heads = _course()
     known = progress(folder)
     if as_json:
@@ -83,7 +85,7 @@ def run(
         bool, typer.Option("--full", help="Three seeds; with --all the tables are written anew.")
     ] = False,
 ) -> None:
-    """Run lessons: what they print, and their figures, drawn into figures/."""
+    """Run lessons; their figures are drawn into figures/."""
     if quick and full:
         fail("--quick and --full are opposites: choose one", 2)
     mode: Mode = "quick" if quick else "full" if full else "normal"

@@ -21,12 +21,12 @@ COLUMNS = (Column("figure", justify="left"), Column("of", 1, "left"), Column("wh
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
-    app.command()(plot)
+    app.command(rich_help_panel="A whole run")(plot)
 
 
 def plot(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="[DIR...]", help="Where runs were recorded.")
+        list[Path] | None, typer.Argument(metavar="DIR...", help="Where runs were recorded.")
     ] = None,
     figure: Annotated[
         str | None, typer.Option(metavar="NAME", help="Which figure; without: a list of them.")
@@ -48,7 +48,7 @@ def plot(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the data, or the list.")] = False,
 ) -> None:
-    """Draw a figure about recorded runs, and write its data beside it as JSON."""
+    """Draw a figure about recorded runs, with its data beside it."""
     from precsim.show import gallery
 
     out, err = consoles()

@@ -22,13 +22,13 @@ STEPS = 200
 
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command()(recipes)
+    app.command(rich_help_panel="Formats and recipes")(recipes)
 
 
 def recipes(
     question: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[diff A B | NAME...]", help="Two recipes, or those to measure."),
+        typer.Argument(metavar="diff A B | NAME...", help="Two recipes, or those to measure."),
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Train each on the same text; minutes for all.")
@@ -40,7 +40,7 @@ def recipes(
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and rounding.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
-    """Show the recipes: what is in which format, how the loss is scaled, what each comes to.
+    """Show the recipes: what lives in which format, by name.
 
     --measure trains each of them, or those that are named, as the demo does, and counts the bytes
     that it would take on hardware that has its formats.

@@ -39,6 +39,8 @@ from precsim.show.terminal import Column
 WORST = 12
 """Ops that `precsim replay` shows, if --op does not say which."""
 
+NO_OP = "no op of that step matches {!r}: try --op '*' to see their names"
+
 DEVICES = {"cpu": "numpy", "gpu": "cupy"}
 
 
@@ -65,17 +67,17 @@ Force = Annotated[bool, typer.Option("--force", help="Replace the run that is th
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     for verb in (resume, check, replay, fork, export):
-        app.command()(verb)
+        app.command(rich_help_panel="Recorded runs")(verb)
 
 
 def resume(folder: Folder, device: Device = "cpu", as_json: Json = False) -> None:
-    """Continue a run that was recorded with -o, with the bits that it would have had."""
+    """Continue a recorded run, with the bits that it would have had."""
     config = open_run(folder).config
     show_run(lambda tell: resume_run(folder, on_step=tell), folder.name, config, as_json=as_json)
 
 
 def check(folder: Folder, as_json: Json = False) -> None:
-    """Verify every file of a run, every hash, and the point from which it can be resumed."""
+    """Verify every file and hash of a run, and where it can resume."""
     report = check_run(folder)
     if as_json:
         print_line(dump(report.to_dict()))
@@ -83,8 +85,10 @@ def check(folder: Folder, as_json: Json = False) -> None:
         for line in _report_lines(report):
             print_line(line)
     if not report.ok:
-        fail(f"{len(report.problems)} problem(s) in {folder}: `precsim resume {folder}` uses what "
-             "is intact and computes the rest again", 1)  # fmt: skip
+        n, remedy = len(report.problems), "it cannot be resumed: train it again"
+        if report.resumes_at is not None:
+            remedy = f"`precsim resume {folder}` uses what is intact and computes the rest again"
+        fail(f"{n} problem{'s' * (n > 1)} in {folder}: {remedy}", 1)
 
 
 def _report_lines(report: Report) -> Iterator[str]:
@@ -116,7 +120,7 @@ def replay(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Run a recorded step again, to the bit, and look closer than the recording did."""
+    """Run a recorded step again, to the bit, and look closer."""
     difference = ""
     try:
         found = open_run(folder).replay(step, observe=observe, verify=verify)
@@ -125,6 +129,8 @@ def replay(
             fail(str(error), 2)
         found, difference = error.replay, str(error)
     ops = found.ops.where(op=op)
+    if op is not None and not len(ops):
+        fail(NO_OP.format(op), 2)
     if as_json:
         facts = {"record": found.record.to_dict(), "compared": found.compared,
                  "difference": found.difference, "ops": list(ops.rows())}  # fmt: skip
@@ -173,7 +179,7 @@ def fork(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Go on from a step of a recorded run under another config, recorded in a place of its own."""
+    """Go on from a step of a recorded run under another config."""
     try:
         changes = recipe(recipe_name).settings() if recipe_name else {}
         changes |= parse_assignments(assignments or [])
@@ -200,7 +206,7 @@ def export(
         typer.Option("-o", "--output", metavar="FILE", help="Write here, not to stdout."),
     ] = None,
 ) -> None:
-    """Write a run's steps or ops as a table, or its weights, for other programs to read."""
+    """Write a run's steps, ops or weights for other programs."""
     if what == "weights":
         if output is None:
             fail("--what weights needs a file to write: -o NAME.safetensors", 2)

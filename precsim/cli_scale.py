@@ -30,14 +30,14 @@ COLUMNS = (
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
-    app.command()(scale)
+    app.command(rich_help_panel="A whole run")(scale)
 
 
 def scale(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where a run was recorded.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
-    """Show the loss scale over a run: what it was, which steps were skipped, and because of which op.
+    """Show the loss scale over a run, and why steps were skipped.
 
     Headroom: bits between the largest backward result and the largest value of its format.
     """

@@ -31,7 +31,7 @@ COLUMNS = (
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
-    app.command()(scan)
+    app.command(rich_help_panel="One step, taken apart")(scan)
 
 
 def scan(
@@ -42,9 +42,9 @@ def scan(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
-    """Run a recorded step again at every loss scale 2^k, and measure its gradient against float64.
+    """Run a step again at every loss scale, or in every format.
 
-    With --formats it runs in other formats instead, each in the place of the run's low ones.
+    Its gradient is measured against float64's.  With --formats it runs in other formats instead, each in the place of the run's low ones.
     """
     moment = moment_at(open_run(folder), step)
     rows = scan_formats(moment) if formats else scan_scales(moment)

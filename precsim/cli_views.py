@@ -27,8 +27,8 @@ Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Where run
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (report, watch):
-        app.command()(verb)
+    app.command(rich_help_panel="A whole run")(report)
+    app.command(rich_help_panel="Recorded runs")(watch)
 
 
 def report(
@@ -45,9 +45,9 @@ def report(
         typer.Option("--twin", help="Train again beside a float64 twin: three times as long."),
     ] = False,
 ) -> None:
-    """Write recorded runs into one HTML file: curves, loss scale, drift, and a player of their steps.
+    """Write recorded runs into one HTML page, with a step player.
 
-    It loads nothing and can be read without scripts.  The first run is what the others are compared
+    Curves, loss scale, drift, and every op of the steps.  The page loads nothing and can be read without scripts.  The first run is what the others are compared
     with.  Of a long run it holds a choice of steps, and says so.
     """
     from precsim.report.page import library
@@ -78,9 +78,9 @@ def watch(
         bool, typer.Option("--json", help="Print each step as a line of JSON.")
     ] = False,
 ) -> None:
-    """Watch a run that another process is training, until it ends: its curves and its worst ops.
+    """Watch a run that another process trains, until it ends.
 
-    Only reads, so it can be started, stopped and repeated at any time.  Where there is no terminal
+    Its curves and its worst ops.  Only reads, so it can be started, stopped and repeated at any time.  Where there is no terminal
     it prints lines.
     """
     run, (out, err) = Follower(folder), consoles()

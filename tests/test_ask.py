@@ -38,6 +38,18 @@ def test_the_first_abnormal_op_of_a_run(run, tmp_path):
         ps.diff(run, 1, small)
 
 
+def test_an_epsilon_that_fp16_flushes_is_where_nan_begins(tmp_path):
+    """Adam's 1e-8 is below half of 2^-24, fp16's smallest value: 0 / 0 where a gradient was 0."""
+    config = CONFIG.change(data="zen", micro_batches=1, policy=str(ps.recipe("half").policy))
+    run = ps.train(config, out=tmp_path / "half")
+    found = ps.diff(run, 0)
+    first = found.first_broken()
+    assert first.path == "update/wte.weight/div"
+    assert first.verdict is diff.Verdict.GENERATED
+    after = [row for row in found.rows if row.broken and row.path.startswith("weights/wte")]
+    assert {row.verdict for row in after} == {diff.Verdict.PROPAGATED}
+
+
 def test_blame_and_search_of_a_run(run):
     shares = ps.blame(run, 1, SITES)
     moment = moment_at(run, 1)

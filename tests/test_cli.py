@@ -287,13 +287,15 @@ def test_formats_starts_without_what_it_does_not_need():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes and signals as on Unix")
-def test_a_reader_who_has_enough_is_no_error():
-    command = f"{sys.executable} -m precsim formats --json | head -c 10"
+@pytest.mark.parametrize(
+    ("verb", "start"), [("formats --json", '[{"name":"'), ("lesson list", "00  A tour")]
+)
+def test_a_reader_who_has_enough_is_no_error(verb, start):
+    command = f"{sys.executable} -m precsim {verb} | head -c {len(start)}"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, check=False
     )
-    assert done.stdout == '[{"name":"'
-    assert done.stderr == ""
+    assert (done.returncode, done.stdout, done.stderr) == (0, start, "")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes and signals as on Unix")

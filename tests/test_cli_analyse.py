@@ -106,8 +106,12 @@ def test_diff_against_another_policy_and_another_run(runs, call):
     code, out, _ = call(*words, "gelu", "--json")
     assert code == 0
     assert [row["same_bits"] for row in json.loads(out)["rows"]] == [True]
-    updates = json.loads(call(*words, "apply_update", "--json")[1])["rows"]
-    assert not any(row["same_bits"] for row in updates)  # there the weights themselves are in bf16
+    updates = json.loads(call(*words, "update/*/sqrt", "--json")[1])["rows"]
+    assert updates
+    assert not any(row["same_bits"] for row in updates)  # there the optimizer itself is in bf16
+    code, out, err = call(*words, "apply_update")  # theirs is of masters, that one's of weights
+    assert (code, out) == (2, "")
+    assert "no op of that step matches 'apply_update'" in err
     code, out, _ = call("diff", runs / "good", runs / "bad", "--step", 1, "--json")
     assert code == 1
     found = json.loads(out)

@@ -78,7 +78,7 @@ def test_check(run, recorded):
     assert json.loads(out)["problems"] == [
         "ckpt/000004.npz is not what was written: 0 bytes, and its sha256 differs"
     ]
-    assert "1 problem(s)" in err
+    assert "1 problem in" in err
     code, out, _ = run("check", recorded)
     assert code == 1
     assert out.startswith("damaged  ckpt/000004.npz")

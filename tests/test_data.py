@@ -161,8 +161,8 @@ def test_a_file_named_like_a_built_in_needs_a_slash(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("revrse", "no file 'revrse': did you mean 'reverse'? built in are pydoc, zen"),
-        ("no/such/file.txt", "no file 'no/such/file.txt': expected a path to a text file, or"),
+        ("revrse", "no file 'revrse': did you mean 'reverse'? Texts built in: pydoc, zen"),
+        ("no/such/file.txt", "no file 'no/such/file.txt': expected a path to a text file. Texts"),
         (".", "cannot read '.': it is a directory; expected one text file"),
         ("", "cannot read '': it is a directory"),
         ("a\0b", "cannot read 'a\\x00b'"),

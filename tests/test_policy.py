@@ -76,7 +76,7 @@ def test_policies_are_values():
         ("fp61", "unknown format 'fp61': did you mean .*fp16"),
         (
             "weight=fp16",
-            "unknown policy entry 'weight=fp16': expected key=value with a key of .*'we",
+            "unknown policy entry 'weight=fp16': expected key=value with a key of .*we",
         ),
         ("weights=fp16 bf16", "unknown policy entry 'bf16'"),
         ("weights=fp16 weights=bf16", "'weights' came twice, as 'fp16' and 'bf16'"),

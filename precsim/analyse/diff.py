@@ -8,7 +8,8 @@ run (a float64 reference, usually) is the truth; every op of the second is judge
 - in the optimizer, the share of its *updates* that change nothing.
 
 An op that rounds its inputs' errors through is "propagated"; one whose own rounding takes the error
-well above what its inputs and one rounding explain is "generated here"; one that does so by
+well above what its inputs and one rounding explain is "generated here", and so is one that makes NaN
+or infinities of finite inputs, where the first run has numbers; one that takes it there by
 arithmetic alone (cancellation) is "amplified".
 """
 
@@ -49,6 +50,7 @@ class Row:
 
     `swamped` is the share of its nonzero updates that change nothing.  `local`: of its own rounding; `inputs`: largest total error among its operands; `expected`: what
     these and one rounding explain; `total`: what it is.  inf where a value is not finite.
+    `broken` counts values that are not finite where the first run's are.
     """
 
     index: int
@@ -62,6 +64,7 @@ class Row:
     total: float
     flushed: float
     overflowed: int
+    broken: int
     swamped: float
     same_bits: bool
     verdict: Verdict
@@ -80,6 +83,10 @@ class Diff:
     def first_difference(self) -> Row | None:
         """Return the first op whose bits differ."""
         return next((r for r in self.rows if not r.same_bits), None)
+
+    def first_broken(self) -> Row | None:
+        """Return the first op that has NaN or infinities where the first run has numbers."""
+        return next((r for r in self.rows if r.broken), None)
 
 
 LIMIT = 3.0
@@ -127,10 +134,14 @@ def _row(index: int, event: Event, other: Event, u: float, *, healthy: bool) -> 
     nonzero = int(np.count_nonzero(exact))
     lost = nonzero - int(np.count_nonzero(rounded[exact != 0])) if nonzero else 0
     overflowed = int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(rounded)))
+    broken = int(np.count_nonzero(np.isfinite(other.rounded) & ~np.isfinite(rounded)))
     counts = count(event, histogram=False) if event.op == "apply_update" else OpCounts()
     verdict = _verdict(local, expected, total, overflowed, healthy=healthy)
     if event.phase == "update" and not (event.role == "weights" and event.kind == "cast"):
         verdict = _verdict_on_update(event, counts.swamped_share, overflowed)
+    if broken and not overflowed:
+        came_in = not all(np.isfinite(array).all() for array in event.inputs)
+        verdict = Verdict.PROPAGATED if came_in else Verdict.GENERATED
     return Row(
         index=index,
         path=event.path,
@@ -143,6 +154,7 @@ def _row(index: int, event: Event, other: Event, u: float, *, healthy: bool) -> 
         total=total,
         flushed=lost / nonzero if nonzero else 0.0,
         overflowed=overflowed,
+        broken=broken,
         swamped=counts.swamped_share,
         same_bits=bool(np.array_equal(rounded, other.rounded, equal_nan=True)),
         verdict=verdict,

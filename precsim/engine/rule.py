@@ -144,7 +144,7 @@ def read_fields(pairs: list[str], cls: type, what: str) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or key not in known:
-            msg = f"unknown {what} entry {pair!r}: expected key=value with a key of {known}"
+            msg = f"unknown {what} entry {pair!r}: expected key=value with a key of {', '.join(known)}"
             raise ValueError(msg)
         if key in read:
             msg = f"{what} entry {key!r} came twice, as {read[key]!r} and {value!r}: expected once"

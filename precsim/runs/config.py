@@ -137,7 +137,11 @@ class TrainConfig:
         for name in changes:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=2)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {known}"
+                hint = (
+                    f"did you mean {' or '.join(near)}?"
+                    if near
+                    else f"expected one of {', '.join(known)}"
+                )
                 msg = f"unknown configuration entry {name!r}: {hint}"
                 raise ConfigError(msg)
         return replace(self, **changes)
@@ -186,6 +190,9 @@ def parse_assignments(pairs: list[str]) -> dict[str, Any]:
     return entries
 
 
+_SPOKEN = {"str": "text", "bool": "true or false", "int": "a whole number", "float": "a number"}
+
+
 def _typed(name: str, value: Any, wanted: Any) -> Any:
     """Return `value` as the field's type; raise where it is another, or is not a whole number."""
     kinds: dict[str, tuple[type, ...]] = {
@@ -194,7 +201,7 @@ def _typed(name: str, value: Any, wanted: Any) -> Any:
     kind = str(wanted)
     given: Any = value
     if not isinstance(value, kinds[kind]) or (kind != "bool" and isinstance(value, bool)):
-        msg = f"{name} must be {'a number' if kind == 'float' else kind}; got {value!r}"
+        msg = f"{name} must be {_SPOKEN[kind]}; got {value!r}"
         raise ConfigError(msg)
     try:
         return float(given) if kind == "float" else value
@@ -208,6 +215,8 @@ def _check_op(pattern: str) -> None:
     known = sorted({*OPS, *(op.kind for op in OPS.values())})
     if not any(fnmatchcase(name, pattern) for name in known):
         near = difflib.get_close_matches(pattern, known, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {known}"
+        hint = (
+            f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(known)}"
+        )
         msg = f"rule op={pattern} matches no op: {hint}"
         raise ConfigError(msg)

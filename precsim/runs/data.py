@@ -168,8 +168,8 @@ def text_corpus(path: str | os.PathLike[str]) -> Corpus:
         text = b"" if strange else where.read_bytes()
     except FileNotFoundError as error:
         near = difflib.get_close_matches(os.fspath(path), BUILT_IN, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "expected a path to a text file, or"
-        msg = f"no file {os.fspath(path)!r}: {hint} built in are {', '.join(BUILT_IN)}"
+        hint = f"did you mean {near[0]!r}?" if near else "expected a path to a text file."
+        msg = f"no file {os.fspath(path)!r}: {hint} Texts built in: {', '.join(BUILT_IN)}"
         raise DataError(msg) from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -91,6 +91,9 @@ def load_weights(path: str | os.PathLike[str], config: GPTConfig, alphabet: byte
 
 def read_weights(path: Path) -> Weights:
     """Return what a file holds, by precsim's names; raise `WeightsError` where it cannot be read."""
+    if not path.exists():
+        msg = f"no file {str(path)!r}: expected a .safetensors file, a checkpoint (.npz) or a run"
+        raise WeightsError(msg)
     try:
         if path.is_dir():
             checkpoints = read_index(path).of("ckpt")

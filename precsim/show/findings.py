@@ -79,6 +79,11 @@ def diff_sentences(found: Diff) -> list[str]:
         lines.append(f"{undefined} ops have no error in u: one of the two is 0 or not finite there")
     if abnormal:
         lines.append(f"first abnormal op: {abnormal.index} {abnormal.path}")
+    if broken := found.first_broken():
+        size = f"{broken.broken} values are NaN or infinite"
+        lines.append(
+            f"first broken op: {broken.index} {broken.path}: {size}, the reference's are not"
+        )
     return lines
 
 

@@ -31,10 +31,18 @@ PIPE_WIDTH = 120
 """Columns of a table that goes to a file or a pipe, unless the environment says COLUMNS."""
 
 
+class _Output(Console):
+    """A console whose reader may leave (precsim formats | head), as of any other program."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the error through to the command line, which ends in peace; rich would exit with 1."""
+        raise  # noqa: PLE0704 - called while the error is handled
+
+
 def console(stream: IO[str], environ: Mapping[str, str]) -> Console:
     """Return a console on a stream; as wide as the terminal, or `PIPE_WIDTH` where there is none."""
     wide = None if stream.isatty() or environ.get("COLUMNS") else PIPE_WIDTH
-    return Console(file=stream, width=wide, highlight=False, markup=False, emoji=False)
+    return _Output(file=stream, width=wide, highlight=False, markup=False, emoji=False)
 
 
 def ink(fmt: str | AnyFormat) -> str:

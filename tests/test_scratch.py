@@ -34,3 +34,12 @@ def test_threads_have_their_own():
     thread.start()
     thread.join()
     assert not np.shares_memory(found[0], scratch("a", block))
+
+
+def test_a_part_of_an_array_gets_memory_of_its_shape_without_being_copied():
+    part = np.arange(24.0).reshape(4, 6)[:, :5]
+    room = scratch("part", part)
+    assert room.shape == part.shape
+    assert room.flags.c_contiguous
+    assert not np.shares_memory(room, part)
+    assert np.shares_memory(room, scratch("part", part.reshape(-1)))

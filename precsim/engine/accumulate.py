@@ -153,7 +153,7 @@ def _multiply_slab(
     """Compute one piece of the product: chunk by chunk, if the unit has a second total."""
     inner, outer = _rules(unit)
     length = a.shape[-1]
-    total = scratch("total", out.reshape(-1)).reshape(out.shape) if unit.chunk else out
+    total = scratch("total", out) if unit.chunk else out
     out[...] = 0
     for start in range(0, length, unit.chunk or length):
         stop = min(start + (unit.chunk or length), length)
@@ -175,7 +175,7 @@ def _multiply_steps(
     chunk = slice(steps.start, steps.stop)
     if words is None and compiled.multiply(a[..., chunk], b[:, chunk], total, *rule, None):
         return
-    term = scratch("term", total.reshape(-1)).reshape(total.shape)
+    term = scratch("term", total)
     for k in steps:
         drawn = None if words is None else words(k)
         step = slice(k, k + 1)

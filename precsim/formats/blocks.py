@@ -266,11 +266,11 @@ def _round(
         rows, _, across, _ = slab
         part = source[slab]
         divisor = spread(narrow[rows, across], part.shape[3])
-        quotient = _room("quotient", part, work)
+        quotient = scratch("quotient", part, work)
         xp.divide(part, divisor, out=quotient)
         _keep_inexact(part, quotient, rounding, fmt.element.quantum)
         drawn = None if words is None else xp.ascontiguousarray(words[slab])
-        rounded = quotient if doubt is None else _room("elements", part, work)
+        rounded = quotient if doubt is None else scratch("elements", part, work)
         round_into(quotient, rounded, grid, rounding, Overflow.SATURATE, drawn)
         if doubt is not None:
             places = _near_midpoints(quotient.reshape(-1), rounded.reshape(-1), grid, doubt)
@@ -290,11 +290,6 @@ def _round(
             xp.multiply(rounded, factor, out=target[slab], casting="same_kind")
         else:
             target[slab] = rounded
-
-
-def _room(slot: str, part: Array, dtype: np.dtype[Any]) -> Array:
-    """Return memory of any values for a part of an array, which the next part gets again."""
-    return scratch(slot, part.reshape(-1), dtype).reshape(part.shape)
 
 
 def carrier(
@@ -332,7 +327,11 @@ def _near_midpoints(quotient: Array, rounded: Array, grid: Format, doubt: int) -
     if grid.is_integer:
         return xp.flatnonzero(xp.abs(quotient - rounded) == grid.quantum / 2)  # type: ignore[no-any-return]
     below = np.uint32((1 << 22 - grid.man_bits) - 1)
-    near = (quotient.view(np.uint32) + np.uint32(doubt)) & below <= 2 * doubt
+    bits, rest = quotient.view(np.uint32), scratch("rest", quotient, np.uint32)
+    if doubt:
+        bits = xp.add(bits, np.uint32(doubt), out=rest)
+    xp.bitwise_and(bits, below, out=rest)
+    near = xp.less_equal(rest, np.uint32(2 * doubt), out=scratch("near", quotient, bool))
     places = xp.flatnonzero(near)
     if places.size > quotient.size // 16:  # cheaper for all than for so many
         return xp.flatnonzero(near & _astray(quotient, rounded, grid))  # type: ignore[no-any-return]
@@ -350,8 +349,8 @@ def _divide_again(
 ) -> None:
     """Round again, from float64, the elements that a float32 quotient does not decide."""
     xp = array_module(part)
-    row, _, across, _ = xp.unravel_index(places, part.shape)
-    again = part.reshape(-1)[places].astype(np.float64) / divisors[row, across]
+    indices = xp.unravel_index(places, part.shape)
+    again = part[indices].astype(np.float64) / divisors[indices[0], indices[2]]
     round_into(again, again, grid, rounding, Overflow.SATURATE)
     rounded.reshape(-1)[places] = again
 

@@ -46,7 +46,7 @@ def _amax(view: Array) -> Array:
     found = xp.zeros((view.shape[0], view.shape[2]), uint)
     for rows, inner, across, columns in slabs(view):
         part = view[rows, inner, across, columns]
-        bits: Array = scratch("bits", part.reshape(-1), uint).reshape(part.shape)
+        bits: Array = scratch("bits", part, uint)
         xp.bitwise_and(part.view(uint), magnitude, out=bits)
         if bits.shape[1] > 1:
             bits = bits.max(axis=1, keepdims=True)

@@ -33,7 +33,7 @@ _memory = _Memory()
 
 
 def scratch(slot: str, like: Array, dtype: Any = None) -> Array:
-    """Return an array of any values, of the size of a one-dimensional one and of its dtype.
+    """Return an array of any values, contiguous, of the shape of another and of its dtype.
 
     The next call with the same `slot` returns the same memory, in the same thread; two arrays that
     are in use at once need two slots.  What is larger than `SLOT_BYTES`, or not NumPy's, is a new array.
@@ -47,7 +47,8 @@ def scratch(slot: str, like: Array, dtype: Any = None) -> Array:
         raw = np.empty(SLOT_BYTES + _ALIGNMENT, np.uint8)
         start = -raw.__array_interface__["data"][0] % _ALIGNMENT
         memory = _memory.slots[slot] = raw[start : start + SLOT_BYTES]
-    return memory[:size].view(dtype)
+    room: Array = memory[:size].view(dtype)
+    return room if like.ndim == 1 else room.reshape(like.shape)
 
 
 def scratch_bits(slot: str, like: Array) -> tuple[Array, Array]:

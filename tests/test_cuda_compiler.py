@@ -37,7 +37,11 @@ SOURCES = {
         for real in ("float", "double")
         for rounding in ("", one_pass.ARGUMENTS, SETTLED)
     },
-    **{f"blocks of {real}": one_pass_blocks.source(real, SETTLED) for real in ("float", "double")},
+    **{
+        f"{'affine ' * affine}blocks of {real}": one_pass_blocks.source(real, SETTLED, affine)
+        for real in ("float", "double")
+        for affine in (False, True)
+    },
 }  # fmt: skip
 
 

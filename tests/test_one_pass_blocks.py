@@ -9,28 +9,19 @@ from precsim import testing
 from precsim.backend import cupy as device
 from precsim.backend import one_pass_blocks, to_numpy
 from precsim.formats.blocks import quantize_into
-from precsim.formats.modes import Rounding, rounding_mode
+from precsim.formats.modes import Rounding
 from precsim.formats.quantize import quantize
-from precsim.formats.registry import FORMATS, format
-from precsim.formats.scaled import Scaled
+from precsim.formats.registry import format
 from precsim.formats.tiling import Tiling
 
-LEFT_TO_ARRAYS = ["int8:row:full:affine", "int4:column:affine"]
-NAMES = [name for name in MX + OTHERS if name not in LEFT_TO_ARRAYS]
-SOME = [name for name in NAMES if name not in MX[1::2]][::2]
+RARE = [
+    "int8:affine", "int8:row:affine", "int4:1x5:affine", "int8:3x4:bf16:affine",
+    "int8:row:affine:scale_min=0.0", "nvfp4:tensor", "nvfp4:tensor:inverse",
+    "int8:1x4:e4m3:scale_min=0.0",
+]  # fmt: skip
+NAMES = MX + OTHERS + RARE
+SOME = [name for name in MX + OTHERS if name not in MX[1::2]][::2] + RARE
 MODES = [*Rounding, "stochastic_a3", "stochastic_b8", "stochastic_equal"]
-
-
-def known(name, rounding="nearest"):
-    return one_pass_blocks.plan(format(name), rounding_mode(rounding), 1.0) is not None
-
-
-def test_what_the_kernel_does_not_know():
-    assert [name for name in MX + OTHERS if not known(name)] == LEFT_TO_ARRAYS
-    registered = [name for name, fmt in FORMATS.items() if isinstance(fmt, Scaled)]
-    assert [name for name in registered if not known(name)] == []
-    # Two levels over a tensor, and scales of zero over elements that have no -0.
-    assert [known(name) for name in ("nvfp4:tensor", "int8:1x4:e4m3:scale_min=0.0")] == [False] * 2
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -86,29 +86,27 @@ def round_blocks(
     words: Array | None,
     factor: float,
 ) -> bool:
-    """Round as `precsim.formats.blocks.quantize_into` does, in one pass; False: it is not done.
+    """Round as `precsim.formats.blocks.quantize_into` does, in one pass; True.
 
     Two passes where scales depend on the whole tensor, as those of two levels do.
     """
     import cupy
 
     plan = one_pass_blocks.plan(fmt, rounding, factor)
-    if plan is None:
-        return False
     whole, real = fmt.block == TENSOR, _REAL[str(x.dtype)]
     shape = one_pass_blocks.shape(tiling, whole=whole)
     threads, places = (grid.THREADS,), grid.numbers(one_pass_blocks.SHAPE, shape)
     source = one_pass_blocks.source
-    top = cupy.zeros(1, np.uint64)
+    top = cupy.zeros(2, np.uint64)
     if plan.needs_top or (whole and plan.kind != one_pass_blocks.GIVEN):
         limit = FP32.max if plan.kind == one_pass_blocks.TWO_FACTORS else np.finfo(np.float64).max
-        ends = np.int32(plan.needs_top), np.float64(plan.amax_min), np.float64(limit)
-        _raw_kernel("precsim_top", source, real, one_pass.ARGUMENTS)(
+        ends = np.int32(plan.needs_top and not whole), np.float64(plan.amax_min), np.float64(limit)
+        _raw_kernel("precsim_top", source, real, one_pass.ARGUMENTS, fmt.affine)(
             shape.grid, threads, (x, top, *ends, *places)
         )
     drawn = cupy.empty(0, np.uint32) if words is None else words
     numbers = grid.numbers(one_pass_blocks.PARAMETERS, plan.numbers)
-    _raw_kernel("precsim_blocks", source, real, one_pass.settled(plan.element))(
+    _raw_kernel("precsim_blocks", source, real, one_pass.settled(plan.element), fmt.affine)(
         shape.grid, threads,
         (x, out, drawn, np.int32(words is not None), top, np.int32(whole), *places, *numbers),
     )  # fmt: skip

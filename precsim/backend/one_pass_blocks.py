@@ -2,13 +2,11 @@
 
 Some threads of a block share a block of the array: one finds out where it lies, each takes a part of
 its values, together they find the largest, one makes the scale, and each rounds its part, which is
-still in the cache.  Two
-kinds of scale need the whole tensor's largest magnitude, and so a pass of its own before: a single
+still in the cache.  Affine
+blocks want both of their ends, which are the largest magnitudes of either sign.  Two
+kinds of scale need the whole tensor's ends, and so a pass of its own before: a single
 scale for the tensor, and the second of two levels.  What is computed is what NumPy computes,
 division for division: in float64, or in float32 where a library multiplies with a float32 factor.
-
-Not here, but left to array code (`plan` says None): affine formats, two levels over blocks that are
-tensors, and scales that underflow to zero where elements have no -0.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from precsim.backend import one_pass
 from precsim.backend.grid import THREADS
 from precsim.formats.blocks import MINDFUL, doubled_above, wider
 from precsim.formats.modes import Mode, Overflow, Rounding
-from precsim.formats.scaled import FP32, TENSOR, Scaled, ScaleRule
+from precsim.formats.scaled import FP32, Scaled, ScaleRule
 from precsim.formats.tiling import Tiling
 
 MOST_GROUPS = 32
@@ -35,7 +33,8 @@ PIECE = 1 << 12
 
 _THREAD_BITS = THREADS.bit_length() - 1
 
-RATIO, POWER, CLIPPED_POWER, TWO_LEVELS, FACTOR, FACTOR_OF_SCALE, TWO_FACTORS, GIVEN = range(8)
+(RATIO, POWER, CLIPPED_POWER, TWO_LEVELS, AFFINE, FACTOR, FACTOR_OF_SCALE, TWO_FACTORS,
+ GIVEN) = range(9)  # fmt: skip
 """How a scale is made, in the order of the code; from `FACTOR` on values are multiplied."""
 
 
@@ -44,7 +43,7 @@ class Plan(NamedTuple):
 
     kind: int
     amax_min: float
-    most: float  # what amax is divided by
+    most: float  # what amax is divided by, or the distance of the ends
     unit: float  # 2^-emax of elements; of two levels, the largest element times the largest scale
     threshold: float  # `precsim.formats.blocks.doubled_above`
     smallest_block: float
@@ -86,18 +85,17 @@ _ALL = ", ".join(word.split()[-1] for word in PARAMETERS.split(", "))
 
 
 @lru_cache(maxsize=1024)
-def plan(fmt: Scaled, rounding: Mode, factor: float) -> Plan | None:
-    """Return what the kernel needs to know; None: it does not know how."""
+def plan(fmt: Scaled, rounding: Mode, factor: float) -> Plan:
+    """Return what the kernel needs to know."""
     two, inverse = fmt.tensor_scale is not None, fmt.rule is ScaleRule.INVERSE
-    loses_zero = fmt.smallest_scale == 0 and not inverse and not fmt.element.has_negative_zero
-    if fmt.affine or (two and fmt.block == TENSOR) or loses_zero:
-        return None
     if fmt.rule is ScaleRule.DELAYED:
         kind = GIVEN
     elif inverse:
         kind = TWO_FACTORS if two else FACTOR if fmt.scale == FP32 else FACTOR_OF_SCALE
     elif two:
         kind = TWO_LEVELS
+    elif fmt.affine:
+        kind = AFFINE
     elif fmt.rule.gives_powers:
         kind = POWER if fmt.scale.man_bits else CLIPPED_POWER
     else:
@@ -105,10 +103,15 @@ def plan(fmt: Scaled, rounding: Mode, factor: float) -> Plan | None:
     saturates = kind == TWO_FACTORS or not fmt.scale.has_inf
     beyond = Overflow.SATURATE if saturates else Overflow.IEEE
     tensor = fmt.tensor_scale or FP32
+    most = fmt.element.max
+    if fmt.affine:
+        most = fmt.max - fmt.min
+    elif fmt.rule is ScaleRule.SPAN:
+        most = (fmt.max - fmt.min) / 2
     return Plan(
         kind=kind,
         amax_min=fmt.amax_min,
-        most=(fmt.max - fmt.min) / 2 if fmt.rule is ScaleRule.SPAN else fmt.element.max,
+        most=most,
         unit=fmt.element.max * fmt.scale.max if two else 2.0**-fmt.element.emax,
         threshold=doubled_above(fmt),
         smallest_block=fmt.smallest_scale,
@@ -119,7 +122,9 @@ def plan(fmt: Scaled, rounding: Mode, factor: float) -> Plan | None:
         high=fmt.max,
         lost=fmt.element.quantum / 4 if rounding in MINDFUL else 0.0,
         element=one_pass.rule(
-            wider(fmt.element) if fmt.full_range else fmt.element, rounding, Overflow.SATURATE
+            wider(fmt.element) if fmt.full_range or fmt.affine else fmt.element,
+            rounding,
+            Overflow.SATURATE,
         ),
         scale=one_pass.rule(fmt.scale, Rounding.NEAREST, beyond),
         tensor=one_pass.rule(
@@ -164,13 +169,14 @@ def shape(tiling: Tiling, *, whole: bool) -> Shape:
     return Shape(blocks, rows, columns, height, width, (wanted - 1).bit_length(), int(spread))
 
 
-def _largest(wanted: str) -> str:
+def _largest(wanted: str, affine: int) -> str:
     """Return code that puts the bits of the largest magnitude of each group's block into `found`.
 
-    In its first places; `wanted` says whether there is to be anything but zeros.
+    In its first places; `wanted` says whether there is to be anything but zeros.  `affine`: that of
+    numbers with a minus sign goes into `below`.
     """
     return f"""
-    PRECSIM_SHARED word64 found[{THREADS}];
+    PRECSIM_SHARED word64 found[{THREADS}], below[{THREADS if affine else 1}];
     PRECSIM_SHARED precsim_part parts[{MOST_GROUPS}];
     const int lanes = 1 << lane_bits, groups = {THREADS} >> lane_bits;
     PRECSIM_THREADS(t)
@@ -180,31 +186,37 @@ def _largest(wanted: str) -> str:
         int group = spread ? t & (groups - 1) : t >> lane_bits;
         int lane = spread ? t >> ({_THREAD_BITS} - lane_bits) : t & (lanes - 1);
         precsim_part part = parts[group];
-        word64 largest = 0;
+        word64 largest = 0, lowest = 0;
         for (long long k = lane; {wanted} && k < part.size; k += lanes) {{
-            word64 bits = precsim_to_bits(x[precsim_place(part, k, columns)]) & 0x7FFFFFFFFFFFFFFFull;
-            if (bits > largest) largest = bits;
+            word64 all = precsim_to_bits(x[precsim_place(part, k, columns)]);
+            word64 bits = all & 0x7FFFFFFFFFFFFFFFull;
+            if ({affine} && all >> 63) lowest = bits > lowest ? bits : lowest;
+            else if (bits > largest) largest = bits;
         }}
         found[lane * groups + group] = largest;
+        if ({affine}) below[lane * groups + group] = lowest;
     PRECSIM_WAIT
     for (int half = lanes / 2; half > 0; half /= 2) {{
         PRECSIM_THREADS(t)
             if (t < half * groups && found[t + half * groups] > found[t])
                 found[t] = found[t + half * groups];
+            if ({affine} && t < half * groups && below[t + half * groups] > below[t])
+                below[t] = below[t + half * groups];
         PRECSIM_WAIT
     }}
 """
 
 
-def source(real: str, rounding: str) -> str:
+def source(real: str, rounding: str, affine: bool) -> str:
     """Return the code of the kernels `precsim_top` and `precsim_blocks` for "float" or "double".
 
     `rounding`: arguments of `precsim_round` for the elements.
     """
+    below = "below[t]" if affine else "0"
     return f"""
 {one_pass.ROUND}
 typedef struct {{ long long first, width, size; }} precsim_part;
-typedef struct {{ double block, tensor, divisor; float factor; }} precsim_scale;
+typedef struct {{ double block, tensor, divisor, zero; float factor; }} precsim_scale;
 
 /* Where a block of the array begins, how wide it is, and how large; 0 where there is none. */
 PRECSIM precsim_part precsim_part_of(long long here, {_EXTENT}) {{
@@ -237,17 +249,21 @@ PRECSIM double precsim_stored(double ratio, int of_zeros, double at_least, {one_
     return scale <= {FP32.max!r} ? scale : precsim_from_bits(0x7FF8000000000000ull);
 }}
 
-PRECSIM precsim_scale precsim_scale_of(word64 found, word64 top_found, {PARAMETERS}) {{
+/* `below` is the largest magnitude with a minus sign of an affine block; `whole`: the block is all. */
+PRECSIM precsim_scale precsim_scale_of(word64 found, word64 below, word64 top_found, int whole,
+                                       {PARAMETERS}) {{
     const word64 infinity = 0x7FF0000000000000ull;
     const double none = precsim_from_bits(0x7FF8000000000000ull);
     double amax = found < infinity ? precsim_from_bits(found) : none;
-    double top = precsim_from_bits(top_found), binade;
-    float whole, block;
+    double top = precsim_from_bits(top_found), low_end = -precsim_from_bits(below), binade, span;
+    float of_tensor, block;
     precsim_scale scale;
     scale.tensor = 1.0;
+    scale.zero = 0.0;
     scale.factor = 0.0f;
     if (amax < amax_min) amax = amax_min;
     if (kind >= {FACTOR} && amax > {FP32.max!r}) amax = none;
+    if (whole) top = amax == amax ? amax : 0;
     switch (kind) {{
     case {RATIO}:
     case {FACTOR_OF_SCALE}:
@@ -270,11 +286,19 @@ PRECSIM precsim_scale precsim_scale_of(word64 found, word64 top_found, {PARAMETE
         scale.tensor = precsim_stored(top / unit, top == 0, smallest_tensor, {_TENSOR});
         scale.block = precsim_stored(amax / (most * scale.tensor), amax == 0, smallest_block, {_SCALE});
         break;
+    case {AFFINE}:
+        span = precsim_from_bits(found) - low_end;
+        scale.block = precsim_stored(span / most, span == 0, smallest_block, {_SCALE});
+        scale.zero = low - rint(low_end / scale.block);
+        if (scale.zero < low) scale.zero = low;
+        if (scale.zero > high) scale.zero = high;
+        if (scale.zero != scale.zero) scale.zero = 0;
+        break;
     case {TWO_FACTORS}:
-        whole = precsim_factor(top, unit);
-        block = (float)amax * (whole * (1.0f / (float)most));
+        of_tensor = precsim_factor(top, unit);
+        block = (float)amax * (of_tensor * (1.0f / (float)most));
         block = (float)precsim_round(block, 0, {_SCALE});
-        scale.tensor = 1.0f / whole;
+        scale.tensor = 1.0f / of_tensor;
         scale.block = block;
         scale.factor = 1.0f / (block * (float)scale.tensor);
         if (scale.factor > {FP32.max!r}f) scale.factor = {FP32.max!r}f;
@@ -291,12 +315,13 @@ PRECSIM precsim_scale precsim_scale_of(word64 found, word64 top_found, {PARAMETE
 /* Raise `top` to the largest magnitude of all blocks; `drops`: of those that have a scale. */
 PRECSIM_KERNEL precsim_top(const {real} *x, word64 *top, int drops, double amax_min, double limit,
                            {SHAPE}) {{
-{_largest("1")}
+{_largest("1", int(affine))}
     PRECSIM_THREADS(t)
         if (t < groups && PRECSIM_BLOCK * groups + t < blocks) {{
             double amax = precsim_from_bits(found[t]);
             if (drops && amax < amax_min) amax = amax_min;
             if (!drops || amax <= limit) PRECSIM_RAISE(top, precsim_to_bits(amax));
+            if ({int(affine)}) PRECSIM_RAISE(top + 1, {below});
         }}
     PRECSIM_WAIT
 }}
@@ -306,9 +331,11 @@ PRECSIM_KERNEL precsim_blocks(const {real} *x, {real} *out, const word32 *words,
                               const word64 *top, int whole, {SHAPE},
                               {PARAMETERS}) {{
     PRECSIM_SHARED precsim_scale scales[{MOST_GROUPS}];
-{_largest("!whole")}
+{_largest("!whole", int(affine))}
     PRECSIM_THREADS(t)
-        if (t < groups) scales[t] = precsim_scale_of(whole ? top[0] : found[t], top[0], {_ALL});
+        if (t < groups)
+            scales[t] = precsim_scale_of(whole ? top[0] : found[t], whole ? top[{int(affine)}] : {below},
+                                         top[0], whole, {_ALL});
     PRECSIM_WAIT
     PRECSIM_THREADS(t)
         int group = spread ? t & (groups - 1) : t >> lane_bits;
@@ -327,8 +354,8 @@ PRECSIM_KERNEL precsim_blocks(const {real} *x, {real} *out, const word32 *words,
                 double quotient = x[i] / scale.divisor;
                 if (quotient == 0 && x[i] != 0) quotient = x[i] > 0 ? lost : -lost;
                 double element = precsim_round(quotient, word, {rounding});
-                if (element < low) element = low;
-                if (element > high) element = high;
+                if (element < low - scale.zero) element = low - scale.zero;
+                if (element > high - scale.zero) element = high - scale.zero;
                 out[i] = ({real})(element * (scale.block * scale.tensor));
             }}
         }}

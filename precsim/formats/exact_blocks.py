@@ -198,7 +198,7 @@ def _element(
 ) -> float:
     """Return the element that x becomes, less the zero point."""
     if total == 0:  # a scale that underflowed: everything but zero is beyond the largest element
-        return math.copysign(fmt.element.max, x) if x else x
+        return math.copysign(fmt.element.max, x) if x else exact.round(x, fmt.element)
     quotient = exact.exact(x) / total if x else x  # a zero keeps its sign
     if not (fmt.full_range or fmt.affine):
         return exact.round(quotient, fmt.element, rounding, Overflow.SATURATE, random)

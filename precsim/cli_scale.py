@@ -69,7 +69,7 @@ def _rows(found: Timeline) -> list[Cells]:
                 f"{first}" if first == last else f"{first}-{last}",
                 f"{value:g}",
                 share(float(np.nanmax(flushed))) if np.isfinite(flushed).any() else "-",
-                f"{np.nanmin(headroom):.1f}" if known else "-",
+                f"{round(float(np.nanmin(headroom)), 1) + 0.0:.1f}" if known else "-",
                 _told(skips[first]) if first in skips else "",
             ]
         )

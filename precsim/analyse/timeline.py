@@ -132,6 +132,8 @@ def _alarm(
     low = np.flatnonzero(scale < COLLAPSED)
     if not len(low):
         return ""
+    if not low[0]:
+        return f"the loss scale is {scale[0]:g} from the start: below 1 it makes gradients smaller"
     forward = sum(not skip.helps for skip in skips)
     why = (
         f"{forward} of {len(skips)} skips began in the forward pass, which no loss scale reaches"

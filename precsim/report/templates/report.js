@@ -141,11 +141,13 @@
   const cursors = {};
   const cursor = () => ({ type: "line", xref: "x", yref: "paper", x0: 0, x1: 0, y0: 0, y1: 1, visible: false, line: { color: css("--quiet"), width: 1, dash: "dot" } });
   const dashes = ["solid", "dash", "dot", "dashdot"];
+  const symbols = ["circle", "diamond", "square", "triangle-up"];
+  const same = (number) => data.runs.slice(0, number).filter((r) => r.hue === data.runs[number].hue).length % dashes.length;
   function styleOf(number) {  // runs of one colour differ in their dashes
     const hue = data.runs[number].hue;
-    const same = data.runs.slice(0, number).filter((r) => r.hue === hue).length;
-    return { color: tint(hue === "#000000" && dark.matches ? "#9aa5b1" : hue), dash: dashes[same % dashes.length] };
+    return { color: tint(hue === "#000000" && dark.matches ? "#9aa5b1" : hue), dash: dashes[same(number)] };
   }
+  const markOf = (number) => ({ size: 7, symbol: symbols[same(number)] });  // and in their points
   function mean(values, window) {
     const sums = [0], counts = [0];
     values.forEach((v, i) => { sums.push(sums[i] + (v ?? 0)); counts.push(counts[i] + (v === null ? 0 : 1)); });
@@ -168,7 +170,8 @@
       const c = r.curves, style = styleOf(i), name = escape(r.name), window = Math.max(1, Math.ceil(c.step.length / 20));
       losses.push({ x: c.step, y: c.loss, mode: "lines", line: { color: style.color, width: 1 }, opacity: 0.3, hoverinfo: "skip", showlegend: false });
       means.push(mean(c.loss, window));
-      losses.push({ x: c.step, y: means[i], mode: "lines", name, line: { ...style, width: 2.5 }, hovertemplate: `%{y:.3f}` });
+      const few = c.loss.filter((v) => v !== null).length < 3;  // a line needs two
+      losses.push({ x: c.step, y: means[i], mode: few ? "lines+markers" : "lines", name, line: { ...style, width: 2.5 }, marker: markOf(i), hovertemplate: `%{y:.3f}` });
       losses.push({ x: c.step, y: c.valid_loss, mode: "markers", name: `${name}, validation`, showlegend: false,
         marker: { color: css("--panel"), size: 8, line: { color: style.color, width: 2 } }, hovertemplate: `%{y:.3f}` });
     });
@@ -210,8 +213,8 @@
       if (!r.drift.length) return;
       const style = styleOf(i), name = escape(r.name), x = r.drift.map((p) => p.step), line = { ...style, width: 2.2 };
       const about = r.drift.map((p) => `${brief(p.u, 2)} u; worst: ${escape(p.worst)}, ${brief(100 * p.worst_rho, 2)}%`);
-      drift.push({ x, y: r.drift.map((p) => 100 * p.rho), name, mode: "lines+markers", line, marker: { size: 7 }, customdata: about, hovertemplate: `${name}: %{y:.2g}%<br>%{customdata}<extra></extra>` });
-      drift.push({ x, y: r.drift.map((p) => p.angle), name, showlegend: false, xaxis: "x2", yaxis: "y2", mode: "lines+markers", line, marker: { size: 7 }, hovertemplate: `${name}: %{y:.2g}\u00b0<extra></extra>` });
+      drift.push({ x, y: r.drift.map((p) => 100 * p.rho), name, mode: "lines+markers", line, marker: markOf(i), customdata: about, hovertemplate: `${name}: %{y:.2g}%<br>%{customdata}<extra></extra>` });
+      drift.push({ x, y: r.drift.map((p) => p.angle), name, showlegend: false, xaxis: "x2", yaxis: "y2", mode: "lines+markers", line, marker: markOf(i), hovertemplate: `${name}: %{y:.2g}\u00b0<extra></extra>` });
     });
     const stacked = small();
     chart("drift", drift, { height: stacked ? 460 : 300, axes: ["xaxis", "yaxis", "xaxis2", "yaxis2"],
@@ -226,7 +229,7 @@
       if (!r.twin.length) return;
       const style = styleOf(i), name = escape(r.name), x = r.twin.map((p) => p.step), positive = (key) => r.twin.map((p) => (p[key] > 0 ? 100 * p[key] : null));
       apart.push({ x, y: positive("kick"), name: `${name}, one kick`, mode: "lines", line: { color: style.color, width: 1.4, dash: "dot" }, hovertemplate: `${name}, one kick: %{y:.2g}%<extra></extra>` });
-      apart.push({ x, y: positive("apart"), name: `${name}, weights apart`, mode: "lines+markers", line: { ...style, width: 2.4 }, marker: { size: 7 },
+      apart.push({ x, y: positive("apart"), name: `${name}, weights apart`, mode: "lines+markers", line: { ...style, width: 2.4 }, marker: markOf(i),
         customdata: r.twin.map((p) => [brief(100 * p.update, 2), share(p.lost)]), hovertemplate: `${name}: %{y:.2g}% of the way apart<br>the update is %{customdata[0]}% off, %{customdata[1]} of it lost<extra></extra>` });
     });
     if (apart.length) chart("twin", apart, { height: 320, showlegend: true, xaxis: { title: { text: "step" } }, yaxis: { ...logAxis(apart, "y"), title: { text: "weights apart (% of the way)" } } });

@@ -81,7 +81,7 @@ def test_forward_overflow_is_told_from_backward_and_the_collapse_is_an_alarm(for
 
 def test_a_scale_that_was_chosen_below_1_has_not_fallen(tmp_path):
     config = ps.TrainConfig(
-        data="reverse", layers=1, heads=1, width=8, context=8, batch=2, steps=1, eval_every=1,
+        data="reverse", layers=1, heads=1, width=8, context=16, batch=2, steps=1, eval_every=1,
         loss_scale="static:0.25",
     )  # fmt: skip
     alarm = timeline(ps.train(config, out=tmp_path / "run")).alarm

@@ -26,7 +26,6 @@ from precsim.formats.arrays import array_module
 from precsim.formats.blocks import quantize_into
 from precsim.formats.format import Format
 from precsim.formats.kernels import round_quietly
-from precsim.formats.modes import Overflow, stochastic
 from precsim.formats.quantize import quantize
 from precsim.formats.registry import AnyFormat, format
 from precsim.formats.scaled import Scaled, ScaleRule
@@ -235,20 +234,16 @@ def _round(
     rounded = exact
     if keep or op.kind == "cast":
         rounded = Arithmetic(site.xp, exact.dtype, pool=site.context.pool).empty(exact.shape)
-    fmt, precision = decision.format, decision.output
-    random = site.draw(exact.shape, 0, "") if stochastic(precision.rounding) else None
-    if isinstance(fmt, Scaled) and fmt.rule is ScaleRule.DELAYED:
+    fmt, rounding = decision.format, decision.output.rounding
+    random = site.draw(exact.shape, 0, "") if decision.draws else None
+    if isinstance(fmt, Format):
+        round_quietly(exact, rounded, fmt, rounding, decision.overflow, random, tally)
+    elif fmt.rule is ScaleRule.DELAYED:
         delays, place = site.context.delays, _place(site, inputs)
         delays.see(place, exact, fmt.max)
-        quantize_into(exact, rounded, fmt, precision.rounding, random, delays.factor(place))
-        return rounded
-    if isinstance(fmt, Scaled):
-        quantize(exact, fmt, precision.rounding, precision.overflow, random, out=rounded)
-        return rounded
-    overflow = precision.overflow
-    if overflow is None or not fmt.has_nan:
-        overflow = Overflow.IEEE if fmt.has_nan else Overflow.SATURATE
-    round_quietly(exact, rounded, fmt, precision.rounding, overflow, random, tally)
+        quantize_into(exact, rounded, fmt, rounding, random, delays.factor(place))
+    else:
+        quantize(exact, fmt, rounding, decision.output.overflow, random, out=rounded)
     return rounded
 
 
@@ -297,7 +292,8 @@ def _wrap(
     fmt: AnyFormat | None,
 ) -> Tensor:
     """Make the result a tensor, with a node on the tape if a gradient must come back through it."""
-    taped = context.taping and any(t.requires_grad for t in inputs[: len(op.vjps)])
+    may_need = [t.requires_grad for t in inputs[: len(op.vjps)]]
+    taped = context.taping and any(may_need)
     moved = op.kind in ("movement", "cast")
     return Tensor(
         data,

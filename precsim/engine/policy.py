@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ import numpy as np
 from precsim.engine.delayed import Delayed
 from precsim.engine.precision import FOLLOWING, Accumulator, Precision
 from precsim.engine.rule import PHASES, Origin, Rule, Saved, present, read_fields
-from precsim.formats.registry import AnyFormat, format
+from precsim.formats.modes import Overflow, stochastic
+from precsim.formats.registry import AnyFormat, element_of, format
 
 CARRIERS: dict[str, np.dtype[Any]] = {"exact": np.dtype(np.float64), "fast": np.dtype(np.float32)}
 
@@ -48,6 +50,17 @@ class Decision:
     accumulator: Accumulator | None
     hadamard: int = 0
     saved: Saved = Saved.CAST
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether rounding the output needs random words."""
+        return stochastic(self.output.rounding) is not None
+
+    @cached_property
+    def overflow(self) -> Overflow:
+        """What becomes of values beyond the output format's largest."""
+        has_nan = element_of(self.format).has_nan
+        return (self.output.overflow or Overflow.IEEE) if has_nan else Overflow.SATURATE
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,7 @@ class Policy:
         roles = dict.fromkeys(PHASES, fmt) | {"master_weights": "none"}
         return cls(**(roles | changes))  # type: ignore[arg-type]
 
-    @property
+    @cached_property
     def carrier(self) -> np.dtype[Any]:
         """Dtype in which ops are computed before they are rounded: float64 or float32."""
         return CARRIERS[self.arithmetic]
@@ -168,9 +181,10 @@ class Policy:
         """
         key = (op, role, scope, origins, *[f and f.name for f in formats])
         decided: dict[object, Decision] = self._decided  # type: ignore[attr-defined]
-        if key not in decided:
-            decided[key] = self._decide(op, kind, role, scope, formats, origins)
-        return decided[key]
+        found = decided.get(key)
+        if found is None:
+            found = decided[key] = self._decide(op, kind, role, scope, formats, origins)
+        return found
 
     def _decide(
         self,

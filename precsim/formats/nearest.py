@@ -33,9 +33,10 @@ def by_steps(dtype: np.dtype[Any], fmt: Format, *, truncates: bool) -> Short | N
     if not (fmt.signed and fmt.subnormals):
         return None
     find, treat, zero = reciprocals(dtype, fmt), edge(dtype, fmt), np.array(0, dtype)
+    has_nan, has_negative_zero = fmt.has_nan, fmt.has_negative_zero
 
     def run(x: Array, out: Array, words: Array | None, saturate: bool) -> bool:
-        if not (saturate or fmt.has_nan):
+        if not (saturate or has_nan):
             return False
         inverse, bits = scratch_bits("step", x)
         beyond = find(x, bits)
@@ -46,7 +47,7 @@ def by_steps(dtype: np.dtype[Any], fmt: Format, *, truncates: bool) -> Short | N
         np.divide(out, inverse, out=out)
         if beyond:
             treat(out, saturate)
-        if not fmt.has_negative_zero:  # -0 + 0 is +0
+        if not has_negative_zero:  # -0 + 0 is +0
             np.add(out, zero, out=out)
         return True
 

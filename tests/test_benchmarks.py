@@ -91,18 +91,20 @@ def test_one_line_for_each_target():
     ]  # fmt: skip
 
 
-def test_what_watching_costs_is_one_line_a_level_and_a_steps_limits_stand_together():
+def test_watching_has_a_line_for_a_level_and_its_kernels_and_a_steps_limits_stand_together():
     rows = [
         row("training step", "fast", "e4m3", 2.0, peer="torch", against=1.0, limit=0.7),
         row("observation", "hist, fast", "e4m3", 2.0, peer="nobody", against=1.0, limit=1.3),
         row("observation", "hist, exact", "e4m3", 1.305, peer="nobody", against=1.0, limit=1.3),
+        row("observation", "hist, compiled", "e4m3", 1.2, peer="nobody", against=1.0, limit=1.3),
         row("training step", "fast", "e5m2", 0.9, peer="torch", against=1.0, limit=0.95),
     ]
     lines = by_target(rows)
     assert [(n["what"], n["target"]) for n in lines] == [
         ("training step, fast", 0.7), ("training step, fast", 0.95), ("observation, hist", 1.3),
+        ("observation, hist, compiled", 1.3),
     ]  # fmt: skip
-    assert verdict(lines[2]) == "missed, by 54% at most"
+    assert [verdict(n) for n in lines[2:]] == ["missed, by 54% at most", "reached"]
     assert verdict(by_target(rows[2:3])[0]) == "missed, by less than 1% at most"
 
 

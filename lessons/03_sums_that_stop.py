@@ -155,7 +155,7 @@ with plt.rc_context(RC):
     left.set_yticks(ticks, [f"$2^{{{k}}}$" for k in ticks])
     left.set(xlabel="numbers added", xlim=(3, 16.4), ylim=(3, 16.5))
     left.set_title("The total")
-    for fmt, name, at in ((FORMAT, "6 + 9 bits", (0.2, 0.4)), ("bf16", "bf16", (7, 0.62))):
+    for fmt, name, at in ((FORMAT, "6 + 9 bits", (0.2, 0.27)), ("bf16", "bf16", (7, 0.62))):
         right.plot(np.log2(LENGTHS), by_length[fmt], "o-", color=look(fmt).hue, lw=2, ms=5)
         right.text(*at, name, color=look(fmt).hue)
     right.set_xticks(ticks, [f"$2^{{{k}}}$" for k in ticks])

@@ -142,7 +142,7 @@ LABELS = (
     ("bf16", VERMILLION, "-", 2**10, 0.38, "bf16"), ("fp16", BLUE, "-", 2**9, 0.015, "fp16"),
     (CUT, PURPLE, "-", 2**12, 0.022, "14 bits, cut"),
     ("e8m13", PURPLE, ":", 2**12, 0.0062, "14 bits, nearest"),
-    (PROMOTED, PURPLE, "--", 2**12, 0.0005, "14 bits, cut, promoted every 128"),
+    (PROMOTED, PURPLE, "--", 2**12, 0.00037, "14 bits, cut, promoted every 128"),
 )  # fmt: skip
 with plt.rc_context(RC | {"lines.linewidth": 2}):
     fig, (top, low) = plt.subplots(2, figsize=(WIDTH, 8.2), layout="constrained")

@@ -7,6 +7,7 @@ surface; those that look into a run, or draw it, are loaded when they are first 
 
 __version__ = "0.1.0"  # first: parts of the package write it into what they make
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,8 @@ from precsim.show.observed import observe  # over the package of that name, whos
 if TYPE_CHECKING:
     from precsim.analyse.ask import blame, diff, search
     from precsim.analyse.twins import drifts as drift
+    from precsim.show import plot
+    from precsim.show.gallery import draw as figure
 
 __all__ = [
     "FORMATS",
@@ -81,12 +84,14 @@ __all__ = [
     "encode",
     "exact",
     "explain",
+    "figure",
     "format",
     "functional",
     "observe",
     "open",
     "ops",
     "optim",
+    "plot",
     "prob_up",
     "quantize",
     "quantize_counted",
@@ -117,10 +122,14 @@ _LATER = {
 """Names that are loaded when they are first used: name -> module, and its name there ("": all of it)."""
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__} - {"Any", "TYPE_CHECKING", "import_module", "sys"})
+
+
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         msg = f"module 'precsim' has no attribute {name!r}"
-        raise AttributeError(msg)
+        raise AttributeError(msg, name=name, obj=sys.modules[__name__])
     place, there = _LATER[name]
     module = import_module(place)
     return getattr(module, there) if there else module

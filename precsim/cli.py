@@ -99,7 +99,7 @@ class Verbs(TyperGroup):
         except (BadInput, BackendError, configs.ConfigError, data.DataError, RunError) as error:
             fail(str(error), 2)
         except MemoryError as error:
-            fail(f"not enough memory: {error or 'try a smaller model or batch'}", 2)
+            fail(f"not enough memory: {str(error) or 'try a smaller model or batch'}", 2)
         except KeyboardInterrupt as error:
             fail(str(error) or "interrupted", 130)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -323,3 +324,14 @@ def test_ctrl_c_stops_a_recorded_run_so_that_it_can_go_on(tmp_path):
     assert out == ""
     assert "precsim resume" in err
     assert "Traceback" not in err
+
+
+def test_help_lists_every_verb_under_a_heading_and_cuts_none_short(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run("--help")
+    assert code == 0
+    verbs = re.findall(r"^  ([a-z]+)  +[A-Z]", out, re.MULTILINE)
+    assert {"demo", "train", "diff", "report", "lesson", "verify", "info"} <= set(verbs)
+    assert len(verbs) == len(set(verbs)) >= 25
+    assert "...\n" not in out.partition("Start here")[2]
+    assert max(map(len, out.splitlines())) <= 80

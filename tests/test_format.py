@@ -210,3 +210,9 @@ def test_fixed_point_in_a_policy_rounds_by_chance_to_one_of_two_neighbours():
 def test_fixed_point_that_cannot_be_is_refused(spec):
     with pytest.raises(ValueError, match=r"fixed point needs|unknown format"):
         ps.quantize([1.0], spec)
+
+
+@pytest.mark.parametrize("spec", [None, 8, np.float16, b"fp16"], ids=str)
+def test_what_is_no_text_is_no_format(spec):
+    with pytest.raises(TypeError, match="the name of one, such as 'e4m3'"):
+        format(spec)

@@ -135,7 +135,7 @@ SQUARE = np.ones((3, 3))
         (lambda: X.backward(), ValueError, r"backward\(\) of shape \(2, 3\) needs a gradient"),
         (lambda: X.backward(np.ones(3)), ValueError, r"shape \(2, 3\); got \(3,\)"),
         (lambda: ps.tensor(1.0).backward(), ValueError, "no parameter went into"),
-        (lambda: X.item(), ValueError, "size 1"),
+        (lambda: X.item(), ValueError, "one element"),
         (lambda: ps.tensor("abc"), TypeError, "expected a tensor, an array or a number; got str"),
         (lambda: ps.tensor([1j]), TypeError, "got list"),
         (lambda: ps.tensor(None), TypeError, "got NoneType"),

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import precsim
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,3 +63,17 @@ def test_modules_under_a_name_that_is_something_else_can_be_imported():
     )
     assert counting.Counters is precsim.Counters
     assert paper.__name__ == "precsim.report.page"
+
+
+def test_every_public_name_can_be_had_is_listed_and_is_suggested():
+    named = set(precsim.__all__) | {"__version__"}
+    assert named <= set(dir(precsim))
+    assert not {"Any", "sys", "import_module"} & set(dir(precsim))
+    for name in named:
+        getattr(precsim, name)
+    with pytest.raises(AttributeError, match="no attribute 'qunatize'") as error:
+        precsim.qunatize  # noqa: B018
+    assert (error.value.name, error.value.obj) == (
+        "qunatize",
+        precsim,
+    )  # Python suggests from these

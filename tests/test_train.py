@@ -88,7 +88,10 @@ def test_evaluating_more_often_changes_neither_the_run_nor_an_evaluation():
 
 
 def test_the_learning_rate_is_the_schedule():
-    cosine = train(SMALL, observe=False).steps["lr"]
+    steps = train(SMALL, observe=False).steps
+    with pytest.raises(KeyError, match="no column 'los': expected one of step, loss, valid_loss"):
+        steps["los"]
+    cosine = steps["lr"]
     np.testing.assert_array_equal(
         cosine, [optim.learning_rate(step, 4, 1e-2, 1, floor=0.1) for step in range(4)]
     )

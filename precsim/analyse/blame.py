@@ -38,6 +38,11 @@ class Blame:
     u: float
     shares: tuple[Share, ...]
 
+    def __repr__(self) -> str:
+        first = f": {self.worst(1)[0].site.name} first" if self.shares else ""
+        error = f"error {self.total:.3g} = {self.total / self.u:.3g} u"
+        return f"Blame({error}, {len(self.shares)} sites{first})"
+
     @property
     def accounted(self) -> float:
         """Sum of alone^2 over total^2: near 1 where errors add up independently."""

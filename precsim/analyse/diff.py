@@ -76,6 +76,11 @@ class Diff:
 
     rows: tuple[Row, ...]
 
+    def __repr__(self) -> str:
+        first = self.first_abnormal()
+        told = f"the first abnormal one is {first.path}, {first.verdict}" if first else "all ok"
+        return f"Diff({len(self.rows)} ops: {told})"
+
     def first_abnormal(self) -> Row | None:
         """Return the first op that is not ok."""
         return next((r for r in self.rows if r.verdict is not Verdict.OK), None)

@@ -89,6 +89,13 @@ class Drifts:
     format: str
     u: float
 
+    def __repr__(self) -> str:
+        last = self.points[-1]
+        return (
+            f"Drifts({len(self.points)} steps measured: {self.verdict}; after step {last.step} "
+            f"{last.distance:.3g} of the twin's way apart)"
+        )
+
     @property
     def bias(self) -> float:
         """The part of the updates' errors that lies along the updates: -1 to 1, < 0 for too short."""

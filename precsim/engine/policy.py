@@ -228,6 +228,9 @@ class Policy:
                 listed += [Precision(unit.format), Precision(unit.outer) if unit.chunk else None]
         return [p for p in listed if p is not None]
 
+    def __repr__(self) -> str:
+        return f"Policy.parse({str(self)!r})"
+
     def __str__(self) -> str:
         default = Policy()
         parts = [f"{role}={getattr(self, role)}" for role in PHASES]

@@ -28,6 +28,7 @@ class Tensor:
                  "requires_grad")  # fmt: skip
 
     __array_priority__ = 100  # NumPy arrays on the left give way to Tensor's operators
+    __array_ufunc__ = None  # np.add(t, x) is refused: its result would not be rounded
 
     def __init__(
         self,
@@ -78,6 +79,9 @@ class Tensor:
 
     def item(self) -> float:
         """Return the value of a tensor with one element; raise `ValueError` for any other."""
+        if self.size != 1:
+            msg = f"expected a tensor of one element; got shape {self.shape}: try t.numpy()"
+            raise ValueError(msg)
         return float(self.data.item())
 
     def backward(self, gradient: Tensor | npt.ArrayLike | None = None) -> None:
@@ -118,6 +122,20 @@ class Tensor:
     def sum(self, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
         """Return the sum along an axis (None: of all elements)."""
         return OPS["sum"].call(self, axis=axis, keepdims=keepdims)
+
+    def __array__(self, *_: Any, **__: Any) -> Array:
+        """Refuse: what NumPy computes from then on is neither rounded nor seen."""
+        msg = "a tensor becomes a NumPy array where you say so only: try t.numpy()"
+        raise TypeError(msg)
+
+    def __float__(self) -> float:
+        return self.item()
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __len__(self) -> int:
+        return len(self.data)
 
     def __getitem__(self, index: Any) -> Tensor:
         return OPS["slice"].call(self, index=index)

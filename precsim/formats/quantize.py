@@ -26,7 +26,7 @@ def quantize(
     out: Array | None = None,
     profile: str | Profile | None = None,
 ) -> Array:
-    """Round every element of x to a value of the format; the result keeps x's float dtype.
+    """Round every element of x to a value of the format; float32 stays float32.
 
     NaN stays NaN (formats without NaN: +0); infinities and values that round beyond `max` follow
     `overflow` (None: "ieee" where the format has an infinity or a NaN, else "saturate"); -0 stays

@@ -104,10 +104,13 @@ def format(spec: str | AnyFormat) -> AnyFormat:
 
     "e4m3:1x128", "int8:row:full", "e2m1:1x16:e4m3+fp32", "mxfp4:rceil", "nvfp4:16x16".  Said
     nothing, there is one fp32 scale per tensor, by "max", or by "floor" where scales are e8m0.
-    Raises `ValueError`, with what would be right, for anything else.
+    Raises `ValueError`, with what would be right, for any other text, `TypeError` for what is none.
     """
     if isinstance(spec, Format | Scaled):
         return spec
+    if not isinstance(spec, str):
+        msg = f"expected a format or the name of one, such as 'e4m3' or 'float16'; got {spec!r}"
+        raise TypeError(msg)
     name, *words = spec.strip().lower().split(":")
     found = _plain(name, spec)
     return _named(_with_words(found, words, spec)) if words else found

@@ -104,6 +104,10 @@ class GPT:
                 raise ValueError(msg)
             self.set_parameter(name, parameters[name])
 
+    def __repr__(self) -> str:
+        weights = sum(parameter.size for parameter in self.parameters.values())
+        return f"GPT({self.config}, {weights:,} weights)"
+
     def _initial(self, name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
         if len(shape) == 1:
             return np.full(shape, 1.0 if name.endswith("weight") else 0.0)

@@ -130,7 +130,11 @@ def trace(one: Recipe) -> Trace:
         with using(observers=[note]):
             loss = model.loss(tokens, tokens)
             GradScaler(scaling.parse(one.loss_scale)).scale(loss).backward()
-    handed = [p.grad.format.name for p in model.parameters.values() if p.grad and p.grad.format]
+    handed = [
+        p.grad.format.name
+        for p in model.parameters.values()
+        if p.grad is not None and p.grad.format
+    ]
 
     def of(role: str) -> dict[str, str]:
         found = seen.get(role, {})

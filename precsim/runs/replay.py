@@ -40,6 +40,10 @@ class Replay:
     compared: int = 0
     difference: str = ""
 
+    def __repr__(self) -> str:
+        outcome = self.difference or f"{self.compared} ops have the hashes that were recorded"
+        return f"Replay(step {self.step}, {self.ops!r}, {len(self.events)} events: {outcome})"
+
 
 class ReplayError(RunError):
     """A step did not come out as it was recorded; `replay` is how it came out."""

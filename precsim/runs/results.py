@@ -22,6 +22,18 @@ from precsim.runs.pretrained import save_weights
 from precsim.runs.schedule import difference
 
 
+class Columns(dict[str, np.ndarray]):
+    """Numbers of the steps by name; a name that is none raises a `KeyError` that lists them."""
+
+    def __missing__(self, name: str) -> np.ndarray:
+        msg = f"no column {name!r}: expected one of {', '.join(self)}"
+        raise KeyError(msg)
+
+    def __repr__(self) -> str:
+        steps = len(next(iter(self.values()), ()))
+        return f"Columns({steps} steps: {', '.join(self)})"
+
+
 @dataclass(frozen=True)
 class StepRecord:
     """What one step did.  Losses are means in nats; `scale` is the loss scale that the step used.
@@ -119,15 +131,15 @@ class Run:
             self.trouble = first_trouble(rows, policy, skipped=record.skipped)
 
     @property
-    def steps(self) -> dict[str, np.ndarray]:
+    def steps(self) -> Columns:
         """The records' numbers as columns: ``run.steps["loss"]`` (None becomes NaN)."""
         names = [name for name in StepRecord.__dataclass_fields__ if name != "change"]
-        return {
+        return Columns({
             name: np.array([getattr(r, name) for r in self.records], dtype=float)
             if name != "skipped"
             else np.array([r.skipped for r in self.records])
             for name in names
-        }
+        })  # fmt: skip
 
     @property
     def changes(self) -> list[Change]:

@@ -386,22 +386,3 @@ def test_operators_are_the_ops_and_numpy_on_the_left_gives_way():
                 np.testing.assert_array_equal(ours.numpy(), 2 * a.numpy())
         np.testing.assert_array_equal((2 / a - 1 - a).numpy(), 2 / a.numpy() - 1 - a.numpy())
         np.testing.assert_array_equal((-a).numpy(), -a.numpy())
-
-
-def test_a_tensor_becomes_an_array_where_that_is_said_and_nowhere_else():
-    """What NumPy computes is neither rounded nor seen by anybody."""
-    t = ps.tensor([1.0, 2.0])
-    with pytest.raises(TypeError, match=r"try t\.numpy\(\)"):
-        np.asarray(t)
-    with pytest.raises(TypeError, match="ufunc"):
-        np.add(t, np.ones(2))
-    assert (np.ones(2) + t).format.name == "fp32"
-    assert len(t) == 2
-
-
-def test_a_tensor_of_one_element_is_as_true_as_its_number():
-    assert not ps.tensor(0.0)
-    assert ps.tensor([[-2.0]])
-    assert float(ps.tensor(1.5)) == 1.5
-    with pytest.raises(ValueError, match="one element"):
-        bool(ps.tensor([0.0, 1.0]))

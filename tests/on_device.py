@@ -14,7 +14,7 @@ import numpy as np
 
 from precsim.backend import cupy as device
 from precsim.engine.context import using
-from precsim.formats import blocks, kernels
+from precsim.formats import accounting, blocks, kernels
 
 OWN = ("device", "one_pass_blocks")
 TENSORS = (
@@ -38,14 +38,16 @@ def computing(name, cupy):
         with using(backend="cupy"):
             yield
         return
-    kept = dict(kernels.ONE_PASS), dict(blocks.ONE_PASS)
+    registries = kernels.ONE_PASS, blocks.ONE_PASS, accounting.ONE_PASS
+    kept = [dict(registry) for registry in registries]
     if short in ARRAYS:
         kernels.ONE_PASS["numpy"] = _moved(cupy, device.round_into)
         blocks.ONE_PASS["numpy"] = _moved(cupy, device.round_blocks)
+        accounting.ONE_PASS["numpy"] = _taken(cupy, device.account)
     try:
         yield
     finally:
-        for registry, before in zip((kernels.ONE_PASS, blocks.ONE_PASS), kept, strict=True):
+        for registry, before in zip(registries, kept, strict=True):
             registry.clear()
             registry.update(before)
 
@@ -56,10 +58,18 @@ def _moved(cupy, kernel):
     def run(x, out, *rest):
         there = cupy.asarray(x)
         result = cupy.empty_like(there)
-        moved = [cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in rest]
-        done = kernel(there, result, *moved)
+        done = _taken(cupy, kernel)(there, result, *rest)
         if done:
             out[...] = result.get()
         return done
+
+    return run
+
+
+def _taken(cupy, function):
+    """Return the function for NumPy's arrays: they are taken to the device."""
+
+    def run(*args):
+        return function(*(cupy.asarray(a) if isinstance(a, np.ndarray) else a for a in args))
 
     return run

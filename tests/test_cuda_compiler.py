@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from precsim.backend import grid, one_pass, one_pass_blocks, one_pass_counts
+from precsim.backend import grid, one_pass, one_pass_blocks, one_pass_counts, one_pass_flags
 from precsim.formats.modes import Overflow, Rounding
 from precsim.formats.registry import format
 
@@ -36,6 +36,11 @@ SOURCES = {
         )
         for real in ("float", "double")
         for rounding in ("", one_pass.ARGUMENTS, SETTLED)
+    },
+    **{
+        f"{source.__name__} of {real}": source(real)
+        for real in ("float", "double")
+        for source in (one_pass_flags.accounts, one_pass_flags.updates, one_pass_counts.largest)
     },
     **{
         f"{'affine ' * affine}blocks of {real}": one_pass_blocks.source(real, SETTLED, affine)

@@ -19,6 +19,7 @@ from precsim.engine.arithmetic import Arithmetic
 from precsim.engine.context import using
 from precsim.engine.dispatch import Event
 from precsim.engine.precision import Accumulator, Precision
+from precsim.engine.tally import Tally
 from precsim.formats import kernels
 from precsim.formats.accounting import quantize_counted
 from precsim.formats.codes import decode, encode
@@ -126,6 +127,16 @@ def test_counts(cupy, fmt):
     for sums in ("square", "error", "rms", "relative_error"):  # added up in another order
         assert got.pop(sums) == pytest.approx(expected.pop(sums), rel=1e-12)
     assert got == expected
+
+
+@pytest.mark.parametrize("factor", [0.0, 3.1, 1e38])
+def test_what_delayed_scaling_saturates(cupy, factor):
+    x, fmt, factor = sample(np.float32), ps.format("e4m3:delayed"), float(np.float32(factor))
+    there = cupy.asarray(x)
+    tally = Tally.of(there, there, fmt, histogram=False, factor=factor)
+    with np.errstate(all="ignore"):
+        beyond = np.isfinite(x) & (np.abs(x * np.float32(factor)) > 448)
+    assert tally.saturated == beyond.sum()
 
 
 @pytest.mark.parametrize("policy", ["fp16", "fp32 arithmetic=fast", "bf16:stochastic", "e8m0"])

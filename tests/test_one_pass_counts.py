@@ -50,7 +50,7 @@ def count(x, r, fmt, *, histogram=True, backward=False):
 
 def limits(fmt):
     normal = fmt.smallest_normal if fmt.has_zero else 0.0
-    return np.float64(normal), np.float64(fmt.max)
+    return np.float64(normal), np.float64(fmt.max), np.float64(0)
 
 
 def check(found, x, r, fmt):

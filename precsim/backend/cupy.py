@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from precsim.backend import grid, one_pass, one_pass_blocks, one_pass_counts
-from precsim.formats import blocks, kernels
+from precsim.backend import grid, one_pass, one_pass_blocks, one_pass_counts, one_pass_flags
+from precsim.backend.ledger import Ledger
+from precsim.formats import accounting, blocks, kernels
 from precsim.formats.arrays import Array
 from precsim.formats.format import Format
 from precsim.formats.modes import Mode, Overflow
@@ -60,6 +61,7 @@ def load() -> ModuleType:
         raise BackendError(msg)
     kernels.ONE_PASS["cupy"] = round_into
     blocks.ONE_PASS["cupy"] = round_blocks
+    accounting.ONE_PASS["cupy"] = account
     return cupy  # type: ignore[no-any-return]
 
 
@@ -156,10 +158,10 @@ def count(
     wanted: one_pass_counts.Wanted,
     rule: one_pass.Rule | None = None,
     words: Array | None = None,
-) -> one_pass_counts.Counted:
+) -> Callable[[], one_pass_counts.Counted]:
     """Count what rounding made of `before`, in one pass over contiguous arrays, alike in dtype.
 
-    With a `rule` it is rounded in the same pass, into `after`, which may be `before`; `words` are the
+    What was counted is fetched by who calls the result, together with all that is waiting.  With a `rule` it is rounded in the same pass, into `after`, which may be `before`; `words` are the
     random ones, if the rule's mode draws any.
     """
     import cupy
@@ -168,17 +170,67 @@ def count(
     rounding = "" if rule is None else one_pass.settled(rule)
     choices = real, wanted.lowest, wanted.bins, rounding
     kernel = _raw_kernel("precsim_count", one_pass_counts.source, *choices)
-    found = cupy.zeros(one_pass_counts.room(size, wanted.bins), np.uint64)
-    limits = np.float64(wanted.normal), np.float64(wanted.largest), np.int32(wanted.histogram)
-    arguments: tuple[Any, ...] = (before, np.int64(size), *limits, found, after)
+    found = _LEDGER.place(cupy, one_pass_counts.room(size, wanted.bins))
+    limits = *map(np.float64, wanted[:3]), np.int32(wanted.histogram)
+    arguments: tuple[Any, ...] = (before, np.int64(size), *limits, found.there, after)
     if rule is not None:
         drawn = cupy.empty(0, np.uint32) if words is None else words
         numbers = grid.numbers(one_pass.PARAMETERS, rule)
         arguments += (drawn, np.int32(words is not None), *numbers)
     kernel((one_pass_counts.blocks(size),), (grid.THREADS,), arguments)
-    return one_pass_counts.read(found.get(), wanted.bins)
+    return lambda: one_pass_counts.read(found.read(), wanted.bins)
 
 
+def largest(x: Array) -> Callable[[], float]:
+    """Return the largest magnitude that is a number, infinity among them; 0 if there is none.
+
+    As with `count`, who calls the result fetches it.
+    """
+    import cupy
+
+    found, kernel = _LEDGER.place(cupy, 1), one_pass_counts.largest
+    grid_of_threads = (one_pass_counts.blocks(x.size),), (grid.THREADS,)
+    arguments = cupy.ascontiguousarray(x), np.int64(x.size), found.there
+    _raw_kernel("precsim_largest", kernel, _REAL[str(x.dtype)])(*grid_of_threads, arguments)
+    return lambda: float(found.read().view(np.float64)[0])
+
+
+def account(
+    before: Array, after: Array, fmt: Format, rounding: Mode, words: Array | None = None
+) -> dict[str, int]:
+    """Count, in one pass over flat arrays, what `precsim.formats.accounting` counts."""
+    import cupy
+
+    rule = one_pass.rule(fmt, rounding, Overflow.IEEE)
+    drawn = cupy.empty(0, np.uint32) if words is None else words
+    draws, exponents = np.int32(words is not None), np.int32(not fmt.is_integer)
+    numbers = grid.numbers(one_pass.PARAMETERS, rule)
+    how = (drawn, draws, exponents, *numbers)
+    return _flags("accounts", one_pass_flags.ACCOUNTS, (before, after), how)()
+
+
+def updates(weight: Array, delta: Array, rounded: Array) -> Callable[[], dict[str, int]]:
+    """Count updates that are not zero, and those of them that left the weight as it was.
+
+    As with `count`, who calls the result fetches it.
+    """
+    return _flags("updates", one_pass_flags.UPDATES, (weight, delta, rounded))
+
+
+def _flags(
+    what: str, names: tuple[str, ...], arrays: tuple[Array, ...], how: tuple[Any, ...] = ()
+) -> Callable[[], dict[str, int]]:
+    import cupy
+
+    found, size = _LEDGER.place(cupy, len(names)), arrays[0].size
+    source = getattr(one_pass_flags, what)
+    kernel = _raw_kernel(f"precsim_{what}", source, _REAL[str(arrays[0].dtype)])
+    arguments = (*map(cupy.ascontiguousarray, arrays), *how, np.int64(size), found.there)
+    kernel((one_pass_counts.blocks(size),), (grid.THREADS,), arguments)
+    return lambda: dict(zip(names, found.read().tolist(), strict=True))
+
+
+_LEDGER = Ledger()
 _REAL = {"float32": "float", "float64": "double"}
 _PARAMETERS = one_pass.PARAMETERS.replace("double", "float64").replace("int ", "int32 ")
 

@@ -142,30 +142,42 @@ PRECSIM int precsim_goes_up(word64 rest, int dropped, int odd, int negative, wor
     return t < rint(ldexp(share, bits));
 }}
 
+/* A magnitude, finite and not 0, lies `rest` / 2^dropped of a step above `kept` steps, of
+   2^(binade - man_bits) each; if none is dropped it is a multiple of the step. */
+typedef struct {{ word64 kept, rest; int dropped, binade; }} precsim_parts;
+
+PRECSIM precsim_parts precsim_cut(double magnitude, int emin, int man_bits) {{
+    word64 all = precsim_to_bits(magnitude), whole = all & 0xFFFFFFFFFFFFFull;
+    int field = (int)(all >> 52), exponent = field ? field - 1023 : -1022;
+    precsim_parts parts;
+    if (field) whole |= 0x10000000000000ull;
+    while (!(whole >> 52)) {{  /* a subnormal of the carrier */
+        whole <<= 1;
+        exponent -= 1;
+    }}
+    /* Beyond emax any step does: what comes of it is too large. */
+    parts.binade = exponent < emin ? emin : exponent;
+    parts.dropped = (parts.binade - man_bits) - (exponent - 52);
+    parts.kept = parts.dropped < 64 ? whole >> (parts.dropped > 0 ? parts.dropped : 0) : 0;
+    parts.rest = parts.dropped <= 0 ? 0 : whole;
+    if (parts.dropped > 0 && parts.dropped < 64) parts.rest &= (1ull << parts.dropped) - 1;
+    return parts;
+}}
+
 /* Round one value.  The rules are those of precsim.formats.quantize. */
 PRECSIM double precsim_round(double x, word32 word, {PARAMETERS}) {{
     word64 all = precsim_to_bits(x), magnitude = all & 0x7FFFFFFFFFFFFFFFull;
     int negative = (int)(all >> 63);
-    int field = (int)(magnitude >> 52);
-    word64 fraction = magnitude & 0xFFFFFFFFFFFFFull;
-    int is_nan = field == 2047 && fraction != 0, is_inf = field == 2047 && fraction == 0;
+    const word64 infinity = 0x7FF0000000000000ull;
+    int is_nan = magnitude > infinity, is_inf = magnitude == infinity;
     double size = precsim_from_bits(magnitude);
 
-    if (field < 2047 && magnitude != 0) {{
-        int exponent = field ? field - 1023 : -1022;
-        word64 whole = field ? fraction | 0x10000000000000ull : fraction;
-        while (!(whole >> 52)) {{  /* a subnormal of the carrier */
-            whole <<= 1;
-            exponent -= 1;
-        }}
-        /* Beyond emax any step does: what comes of it is too large. */
-        int binade = exponent < emin ? emin : exponent;
-        int dropped = (binade - man_bits) - (exponent - 52);
-        if (dropped > 0) {{
-            word64 kept = dropped < 64 ? whole >> dropped : 0;
-            word64 rest = dropped < 64 ? whole & ((1ull << dropped) - 1) : whole;
-            kept += precsim_goes_up(rest, dropped, (int)(kept & 1), negative, word, mode, bits);
-            size = (double)kept * precsim_power(binade - man_bits);
+    if (magnitude < infinity && magnitude != 0) {{
+        precsim_parts parts = precsim_cut(size, emin, man_bits);
+        if (parts.dropped > 0) {{
+            parts.kept += precsim_goes_up(parts.rest, parts.dropped, (int)(parts.kept & 1), negative,
+                                          word, mode, bits);
+            size = (double)parts.kept * precsim_power(parts.binade - man_bits);
         }}
     }}
     if (!(flags & {SUBNORMALS}) && (flags & {ZERO}) && size < smallest_normal) size = 0.0;
@@ -173,7 +185,7 @@ PRECSIM double precsim_round(double x, word32 word, {PARAMETERS}) {{
     if (size > largest) {{
         int inward = mode == 2 || mode == 5 || (mode == 3 && negative) || (mode == 4 && !negative);
         if ((flags & {SATURATE}) || (inward && !is_inf)) size = largest;
-        else size = precsim_from_bits(flags & {INF} ? 0x7FF0000000000000ull : 0x7FF8000000000000ull);
+        else size = precsim_from_bits(flags & {INF} ? infinity : 0x7FF8000000000000ull);
     }}
     if (size != size && !(flags & {NAN})) return 0.0;
     if (flags & {SIGNED}) {{

@@ -34,6 +34,7 @@ class Wanted(NamedTuple):
 
     normal: float  # its smallest normal value; 0: results are never subnormal
     largest: float  # its largest; inf: none saturates
+    factor: float  # what a number is multiplied with before it is larger; 0: no factor is given
     lowest: int  # exponent of the histogram's first bin
     bins: int
     histogram: bool  # without, its bins stay empty
@@ -84,6 +85,27 @@ def read(words: npt.NDArray[np.uint64], bins: int) -> Counted:
     )
 
 
+def largest(real: str) -> str:
+    """Return the code of `precsim_largest`: the bits of the largest magnitude that is a number."""
+    return f"""{ROUND}
+PRECSIM_KERNEL precsim_largest(const {real} *x, long long size, word64 *found) {{
+    PRECSIM_SHARED word64 top[1];
+    PRECSIM_THREADS(t)
+        if (t == 0) top[0] = 0;
+    PRECSIM_WAIT
+    PRECSIM_THREADS(t)
+        {real} largest = 0;
+        for (long long i = PRECSIM_BLOCK * {THREADS} + t; i < size; i += PRECSIM_BLOCKS * {THREADS})
+            if (fabs(x[i]) > largest) largest = fabs(x[i]);
+        PRECSIM_RAISE(&top[0], precsim_to_bits(largest));
+    PRECSIM_WAIT
+    PRECSIM_THREADS(t)
+        if (t == 0) PRECSIM_RAISE(&found[0], top[0]);
+    PRECSIM_WAIT
+}}
+"""
+
+
 def source(real: str, lowest: int, bins: int, rounding: str) -> str:
     """Return the code of the kernel `precsim_count` for arrays of a carrier, "float" or "double".
 
@@ -102,7 +124,7 @@ PRECSIM word64 precsim_magnitude(double value) {{
 }}
 
 PRECSIM_KERNEL precsim_count(const {real} *before, long long size, double normal_from, double top_value,
-                             int histogram, word64 *found,
+                             double factor, int histogram, word64 *found,
                              {after if rounding else f"const {real} *after"}) {{
     PRECSIM_SHARED word32 counts[{len(NAMES)}], places[{COPIES * bins}];
     PRECSIM_SHARED word64 ends[2];
@@ -134,8 +156,11 @@ PRECSIM_KERNEL precsim_count(const {real} *before, long long size, double normal
             overflowed += finite_in && !finite_out;
             inexact += x != r && !(size_in > infinity && size_out > infinity);
             subnormal += size_out != 0 && size_out < precsim_magnitude(normal_from);
-            saturated += finite_in && size_in > precsim_magnitude(top_value)
-                         && size_out == precsim_magnitude(top_value);
+            if (factor)
+                saturated += finite_in && precsim_magnitude(({real})x * ({real})factor) > precsim_magnitude(top_value);
+            else
+                saturated += finite_in && size_in > precsim_magnitude(top_value)
+                             && size_out == precsim_magnitude(top_value);
             if (finite_in && finite_out) {{
                 double difference = r - x;
                 square += x * x;

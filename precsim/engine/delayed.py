@@ -21,12 +21,13 @@ delayed_scaling.cu, kernel `amax_and_scale_update_impl`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite, isnan
 
 import numpy as np
 
+from precsim.backend import cupy as device
 from precsim.formats.arrays import Array, array_module
 from precsim.formats.scaled import FP32
 
@@ -106,7 +107,7 @@ class Delays:
 
     def __init__(self, histories: Mapping[str, AmaxHistory] | None = None) -> None:
         self.histories = dict(histories or {})
-        self._seen: dict[str, tuple[float, float]] = {}
+        self._seen: dict[str, tuple[list[Callable[[], float]], float]] = {}
 
     @property
     def seen(self) -> bool:
@@ -120,15 +121,24 @@ class Delays:
 
     def see(self, place: str, values: Array, largest: float) -> None:
         """Note the largest magnitude of a tensor, of its numbers (a NaN is none), in float32."""
-        xp = array_module(values)
-        magnitudes = xp.nan_to_num(xp.abs(values), nan=0.0, posinf=xp.inf)
-        amax = float(np.float32(float(magnitudes.max()))) if values.size else 0.0
-        before, _ = self._seen.get(place, (0.0, largest))
-        self._seen[place] = max(before, amax), largest
+        seen, _ = self._seen.get(place, ([], largest))
+        seen.append(_amax(values))
+        self._seen[place] = seen, largest
 
     def advance(self, rule: Delayed) -> None:
         """End a forward and backward pass: factors follow from what it saw."""
-        for place, (amax, largest) in self._seen.items():
+        for place, (seen, largest) in self._seen.items():
+            with np.errstate(over="ignore"):
+                amax = max(float(np.float32(amax())) for amax in seen)
             history = self.histories.get(place, AmaxHistory())
             self.histories[place] = history.after(amax, largest, rule)
         self._seen = {}
+
+
+def _amax(values: Array) -> Callable[[], float]:
+    """Return the largest magnitude that is no NaN; a device has it when it is asked for."""
+    if values.size and array_module(values) is not np:
+        return device.largest(values)
+    magnitudes = np.nan_to_num(np.abs(values), nan=0.0, posinf=np.inf)
+    amax = float(magnitudes.max(initial=0.0))
+    return lambda: amax

@@ -271,10 +271,10 @@ def _round_watched(
     tally = Tally(fmt, exact.dtype, histogram=histogram) if on_the_way else None
     keep = "exact" in needs or not on_the_way
     rounded = _round(op, exact, decision, site, inputs, keep=keep, tally=tally)
-    if counted and tally is None and exact.size:
-        tally = Tally.of(exact, rounded, fmt, histogram=histogram)
     delayed = isinstance(fmt, Scaled) and fmt.rule is ScaleRule.DELAYED
     factor = context.delays.factor(_place(site, inputs)) if delayed else None
+    if counted and tally is None and exact.size:
+        tally = Tally.of(exact, rounded, fmt, histogram=histogram, factor=factor)
     arrays, formats = tuple([t.data for t in inputs]), tuple([t.format for t in inputs])
     return Event(
         op.name, op.kind, context.phase, context.role, context.scope, context.step, site.path,

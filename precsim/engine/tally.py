@@ -6,6 +6,7 @@ ends need a look at all; most blocks touch neither.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import inf, isfinite
 from typing import Any, NamedTuple, Self
@@ -60,44 +61,90 @@ class Tally:
     called with each block of NumPy's arrays, flat, of `BLOCK_BYTES` at most, before and after.
     """
 
-    zeros = flushed = subnormal = overflowed = saturated = nan = nonfinite_in = inexact = 0
-    amax, amin = 0.0, inf
-    square = error = 0.0
+    zeros: int
+    flushed: int
+    subnormal: int
+    overflowed: int
+    saturated: int
+    nan: int
+    nonfinite_in: int
+    inexact: int
+    amax: float
+    amin: float
+    square: float
+    error: float
 
     def __init__(self, fmt: AnyFormat, dtype: np.dtype[Any], *, histogram: bool) -> None:
         self.ends = ends(fmt, dtype)
         self.exponents = Exponents(dtype) if histogram else None
+        self._on_device: Callable[[], one_pass_counts.Counted] | None = None
+        vars(self).update(_NOTHING)
         self._uint: Any = np.uint32 if dtype == np.float32 else np.uint64
 
     @classmethod
-    def of(cls, exact: Any, rounded: Any, fmt: AnyFormat, *, histogram: bool) -> Self:
-        """Count `rounded` beside `exact`: of one shape and dtype, of any values."""
+    def of(
+        cls,
+        exact: Any,
+        rounded: Any,
+        fmt: AnyFormat,
+        *,
+        histogram: bool,
+        factor: float | None = None,
+    ) -> Self:
+        """Count `rounded` beside `exact`: of one shape and dtype, of any values.
+
+        With the `factor` of delayed scaling numbers saturate that, times it, are beyond the largest.
+        """
         tally = cls(fmt, exact.dtype, histogram=histogram)
         if array_module(exact) is not np:
             xp = array_module(exact)
-            tally._take_from_device(*map(xp.ascontiguousarray, (exact, rounded)))
+            limits = {"largest": fmt.max, "factor": factor} if factor else {}
+            tally._leave_on_device(*map(xp.ascontiguousarray, (exact, rounded)), **limits)
             return tally
         before, after = exact.reshape(-1), rounded.reshape(-1)
         fused = compiled.counting(before.size)
-        if fused is not None:
-            tally._take(fused.count(before, after, *tally._asked()))
-            return tally
-        block = BLOCK_BYTES // before.itemsize
         with np.errstate(all="ignore"):
-            for start in range(0, before.size, block):
-                part = slice(start, start + block)
-                tally(before[part], after[part])
+            if fused is not None:
+                tally._take(fused.count(before, after, *tally._asked()))
+            else:
+                block = BLOCK_BYTES // before.itemsize
+                for start in range(0, before.size, block):
+                    part = slice(start, start + block)
+                    tally(before[part], after[part])
+            if factor is not None:
+                beyond = np.abs(exact) * factor > fmt.max
+                tally.saturated = _count(beyond & np.isfinite(exact))
         return tally
 
-    def _take_from_device(self, exact: Any, rounded: Any, *how: Any) -> None:
-        """Keep what a device counts in whole arrays, and, if it is told how, rounds."""
+    def _leave_on_device(self, exact: Any, rounded: Any, *how: Any, **limits: float) -> None:
+        """Let a device count, and, if it is told how, round; counts are fetched when one is read."""
         wanted = one_pass_counts.Wanted(
-            self.ends.normal_from, self.ends.largest, LOWEST, HIGHEST - LOWEST + 1,
-            self.exponents is not None,
-        )  # fmt: skip
-        found = device.count(exact, rounded, wanted, *how)._asdict()
+            normal=self.ends.normal_from,
+            largest=limits.get("largest", self.ends.largest),
+            factor=limits.get("factor", 0.0),
+            lowest=LOWEST,
+            bins=HIGHEST - LOWEST + 1,
+            histogram=self.exponents is not None,
+        )
+        self._on_device = device.count(exact, rounded, wanted, *how)
+        for name in _NOTHING:
+            delattr(self, name)
+
+    def __getattr__(self, name: str) -> Any:
+        """Fetch the counts that are on a device still; all others are attributes."""
+        if name not in _NOTHING:
+            msg = f"a tally has no {name!r}"
+            raise AttributeError(msg)
+        self._fetch()
+        return vars(self)[name]
+
+    def _fetch(self) -> None:
+        if self._on_device is None:
+            return
+        found = self._on_device()._asdict()
         counts = found.pop("histogram")
         vars(self).update(found)
+        self._on_device = None
         if self.exponents is not None:
             self.exponents.counts += counts
 
@@ -112,7 +159,7 @@ class Tally:
     ) -> bool:
         """Round x into `out` and count, on a device or if compiled kernels do that here; else False."""
         if array_module(x) is not np:
-            self._take_from_device(x, out, one_pass.rule(fmt, rounding, overflow), words)
+            self._leave_on_device(x, out, one_pass.rule(fmt, rounding, overflow), words)
             return True
         fused = compiled.counting(x.size)
         if fused is None:
@@ -167,6 +214,7 @@ class Tally:
     @property
     def histogram(self) -> npt.NDArray[np.int64] | None:
         """How many nonzero finite magnitudes have each exponent, `LOWEST` up; None without any."""
+        self._fetch()
         return None if self.exponents is None else self.exponents.histogram()
 
     def _smallest(self, magnitude: Any) -> tuple[int, float]:
@@ -199,6 +247,11 @@ class Tally:
         magnitude[~finite_before] = 0
         both = finite_before & finite_after
         return np.where(both, x, 0), np.where(both, r, 0)
+
+
+_NOTHING: dict[str, float] = {
+    **dict.fromkeys(one_pass_counts.NAMES, 0), "amax": 0.0, "amin": inf, "square": 0.0, "error": 0.0,
+}  # fmt: skip
 
 
 def sum_of_squares(x: Any) -> float:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from precsim.backend import cupy as device
+from precsim.backend.one_pass_counts import NAMES
 from precsim.engine.dispatch import Event
 from precsim.engine.exponents import HIGHEST, LOWEST
 from precsim.engine.tally import Tally
@@ -25,6 +27,7 @@ from precsim.formats.registry import element_of
 
 __all__ = ["COUNTS", "HIGHEST", "LOWEST", "Counters", "OpCounts", "count", "total"]
 
+_TALLIED = (*NAMES, "amax", "amin", "square", "error")
 COUNTS = ("n", "zeros", "flushed", "subnormal", "overflowed", "saturated", "nan", "nonfinite_in",
           "inexact", "swamped", "updates")  # fmt: skip
 
@@ -139,7 +142,12 @@ class Counters:
 
     histograms: bool = True
     keep: Callable[[Event], bool] | None = None
-    rows: list[OpCounts] = field(default_factory=list)
+    _rows: list[Note] = field(default_factory=list, init=False, repr=False)
+
+    @property
+    def rows(self) -> list[OpCounts]:
+        """One row for every op so far; reading them waits for a device that still counts."""
+        return [row.read() for row in self._rows]
 
     @property
     def needs(self) -> str:
@@ -151,11 +159,11 @@ class Counters:
     def __call__(self, event: Event) -> None:
         """Count one op."""
         if self.keep is None or self.keep(event):
-            self.rows.append(count(event, histogram=self.histograms))
+            self._rows.append(note(event, histogram=self.histograms))
 
     def drain(self) -> list[OpCounts]:
         """Return the rows so far and forget them."""
-        rows, self.rows = self.rows, []
+        rows, self._rows = self.rows, []
         return rows
 
     def total(self, **wanted: str) -> OpCounts:
@@ -178,29 +186,59 @@ def total(rows: Iterable[OpCounts], **wanted: str) -> OpCounts:
 
 def count(event: Event, *, histogram: bool = True) -> OpCounts:
     """Return the counts of one event.  Defined for empty, all-zero, all-NaN and 0-d results."""
+    return note(event, histogram=histogram).read()
+
+
+def note(event: Event, *, histogram: bool = True) -> Note:
+    """Return what `count` does, to be read later: a device counts on, and nobody waits for it."""
     fmt, t = event.format, event.tally
     names = (event.path, event.step, event.call, event.op, event.phase, event.role, event.scope,
              fmt.name, element_of(fmt).u, event.rounded.size)  # fmt: skip
     if not event.rounded.size:
-        return OpCounts(*names)
+        return Note(OpCounts(*names))
     if t is None or (histogram and t.exponents is None):
-        t = Tally.of(event.exact, event.rounded, fmt, histogram=histogram)
-    counts = OpCounts(
-        *names, t.zeros, t.flushed, t.subnormal, t.overflowed, t.saturated, t.nan, t.nonfinite_in,
-        t.inexact, 0, 0, t.amax, t.amin, t.square, t.error, t.histogram if histogram else None,
-    )  # fmt: skip
-    if event.op == "apply_update":
-        _count_swamped(counts, event)
-    if event.factor is not None:
-        exact = event.exact
-        beyond = abs(exact) * event.factor > fmt.max
-        counts.saturated = int((beyond & array_module(exact).isfinite(exact)).sum())
-    return counts
+        t = Tally.of(event.exact, event.rounded, fmt, histogram=histogram, factor=event.factor)
+    moved = _updates(event) if event.op == "apply_update" else dict
+    found = Note(OpCounts(*names), t, moved, histogram=histogram)
+    if array_module(event.rounded) is np:
+        found.read()  # there is nothing to wait for
+    return found
 
 
-def _count_swamped(counts: OpCounts, event: Event) -> None:
-    """Count updates d != 0 with w + d == w after rounding."""
+class Note:
+    """The counts of an op, some of which a device may still have."""
+
+    __slots__ = ("_histogram", "_moved", "_row", "_tally")
+
+    def __init__(
+        self,
+        row: OpCounts,
+        tally: Tally | None = None,
+        moved: Callable[[], dict[str, int]] = dict,
+        *,
+        histogram: bool = False,
+    ) -> None:
+        self._row, self._tally, self._moved, self._histogram = row, tally, moved, histogram
+
+    def read(self) -> OpCounts:
+        """Return the counts, and wait for them if need be; always the same object."""
+        row, t = self._row, self._tally
+        if t is not None:
+            self._tally = None
+            for name in _TALLIED:
+                setattr(row, name, getattr(t, name))
+            row.histogram = t.histogram if self._histogram else None
+            for name, number in self._moved().items():
+                setattr(row, name, number)
+        return row
+
+
+def _updates(event: Event) -> Callable[[], dict[str, int]]:
+    """Count updates d != 0, and those with w + d == w after rounding."""
     weight, delta = event.inputs
+    if array_module(weight) is not np:
+        return device.updates(weight, delta, event.rounded)
     moved = delta != 0
-    counts.updates = int(moved.sum())
-    counts.swamped = int((moved & (event.rounded == weight)).sum())
+    swamped = moved & (event.rounded == weight)
+    found = {"updates": int(moved.sum()), "swamped": int(swamped.sum())}
+    return lambda: found

@@ -30,7 +30,7 @@ from precsim.backend import to_numpy
 from precsim.engine.dispatch import Event
 from precsim.formats.format import Format
 from precsim.formats.registry import AnyFormat
-from precsim.observe.counters import OpCounts, count
+from precsim.observe.counters import Note, OpCounts, note
 from precsim.observe.shadow import local_error
 
 LEVELS = ("off", "counts", "hist", "shadow", "tensors")
@@ -111,17 +111,18 @@ class Tracer:
             local_error if level.includes("shadow") else None
         )
         self._trace = StepTrace()
+        self._notes: list[Note] = []  # of the rows, which a device may still be counting
+        self._errors: list[float | None] = []  # None: the row tells
         self._sources: dict[str, str] = {}
 
     def __call__(self, event: Event) -> None:
         """Note one op."""
-        trace, number = self._trace, len(self._trace.rows)
-        row = count(event, histogram=self.needs == "hist")
-        trace.rows.append(row)
+        trace, number = self._trace, len(self._notes)
+        self._notes.append(note(event, histogram=self.needs == "hist"))
         if self._hasher:
             rounded = to_numpy(event.rounded)
             self._hashes.append(self._hasher.submit(digest, rounded, event.format))
-        trace.errors.append(self._error(event, row))
+        self._errors.append(self._error(event))
         if event.path not in self._sources:
             self._sources[event.path] = calling_line(sys._getframe(1))
         trace.sources[event.path] = self._sources[event.path]
@@ -131,13 +132,19 @@ class Tracer:
     def drain(self) -> StepTrace:
         """Return what was seen, and start afresh."""
         trace, self._trace = self._trace, StepTrace()
+        trace.rows = [waiting.read() for waiting in self._notes]
+        trace.errors = [
+            row.relative_error if error is None else error
+            for row, error in zip(trace.rows, self._errors, strict=True)
+        ]
+        self._notes, self._errors = [], []
         trace.hashes = [future.result() for future in self._hashes] or [0] * len(trace.rows)
         self._hashes = []
         return trace
 
-    def _error(self, event: Event, row: OpCounts) -> float:
+    def _error(self, event: Event) -> float | None:
         if event.rounded.dtype == np.float64 and event.accumulator is None:
-            return row.relative_error  # the op is its own shadow
+            return None  # the op is its own shadow
         if self._measure is None:
             return float("nan")
         try:

@@ -34,6 +34,7 @@ from precsim.runs.train import Listener
 from precsim.runs.train import resume as resume_run
 from precsim.show import terminal
 from precsim.show.progress import Bars
+from precsim.show.style import share
 from precsim.show.terminal import Column
 
 WORST = 12
@@ -154,11 +155,18 @@ def _print_replay(found: Replay, ops: OpTable, *, everything: bool) -> None:
         print_line(f"the {len(chosen)} of {len(ops)} with the largest error:")
     columns = [Column("op", justify="left"), Column("format", 4, "left"), Column("values", 3),
                Column("flushed"), Column("overflowed", 2), Column("error in u")]  # fmt: skip
-    names = ("path", "format", "n", "flushed_share", "overflowed", "err_u")
+    names = ("path", "call", "format", "n", "flushed_share", "overflowed", "err_u")
     picked = [ops[name][chosen].tolist() for name in names]
     rows = [
-        (path, fmt, f"{n:,}", f"{flushed:.1%}", str(over), f"{error:.3g}")
-        for path, fmt, n, flushed, over, error in zip(*picked, strict=True)
+        (
+            f"{path} #{call}" if call else path,
+            fmt,
+            f"{n:,}",
+            share(flushed),
+            str(over),
+            f"{error:.3g}",
+        )
+        for path, call, fmt, n, flushed, over, error in zip(*picked, strict=True)
     ]
     out, _ = consoles()
     out.print(terminal.table(columns, rows, out.width))

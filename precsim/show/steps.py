@@ -28,7 +28,13 @@ LETTERS = dict(zip(KINDS, "0_-=^N", strict=True))
 STYLES = {"zero": "dim", "flushed": "yellow", "subnormal": "cyan", "normal": "green",
           "overflow": "bold red", "nan": "bold magenta"}  # fmt: skip
 
-KEY = "0 zero  _ flushed  - subnormal  = normal  ^ overflow  N came in not finite"
+KEY = "0 zero  _ flushed  - subnormal  = normal  ^ overflow  N NaN or infinite"
+
+TERMS = (
+    "flushed: of the results that were not zero; the other shares: of all\n"
+    "NaN or infinite: before rounding, made by the op or fed to it\n"
+    "error: of the op's own rounding; u: the largest that a normal number meets"
+)
 
 OP_COLUMNS = (
     Column("op", justify="left"),
@@ -78,7 +84,7 @@ def op_cells(op: Op) -> Cells:
 def ops_table(ops: Iterable[Op], width: int) -> RenderableType:
     """Return the table of ops and the key to their chips."""
     drawn = table(OP_COLUMNS, map(op_cells, ops), width)
-    key = Text(f"{KEY}\nflushed: of the results that were not zero; the other shares: of all",
+    key = Text(f"{KEY}\n{TERMS}",
                style="dim")  # fmt: skip
     return Group(drawn, Text(), key)
 
@@ -94,6 +100,8 @@ def walk(ops: Sequence[Op], width: int) -> RenderableType:
     updates = total(op.counts for op in ops if op.counts.phase == "update")
     if updates.n:
         lost = f"  {share(updates.swamped_share)} of the weight updates changed nothing"
+        if not any(op.counts.op == "apply_update" for op in ops):
+            lost = "  no weight was updated"
         parts += [Text("update", style="bold"), chip(Health.of(updates)).append(lost, style="")]
         parts.append(Text())
     return Group(*parts, Text(KEY, style="dim"))

@@ -149,10 +149,12 @@ def _print_replay(found: Replay, ops: OpTable, *, everything: bool) -> None:
     if not found.difference:
         ops_compared = f"{found.compared} ops have the hashes that were recorded"
         print_line(ops_compared if found.compared else "its ops were not recorded: none compared")
-    order = np.argsort(-np.nan_to_num(ops["err_u"], nan=-1.0), kind="stable")
+    measured = not np.isnan(ops["err_u"]).all()  # at level "counts" no error is
+    by, what = ("err_u", "have the largest error") if measured else ("flushed_share", "flush most")
+    order = np.argsort(-np.nan_to_num(ops[by], nan=-1.0), kind="stable")
     chosen = np.arange(len(ops)) if everything else order[:WORST]
     if not everything:
-        print_line(f"the {len(chosen)} of {len(ops)} with the largest error:")
+        print_line(f"the {len(chosen)} of {len(ops)} that {what}:")
     columns = [Column("op", justify="left"), Column("format", 4, "left"), Column("values", 3),
                Column("flushed"), Column("overflowed", 2), Column("error in u")]  # fmt: skip
     names = ("path", "call", "format", "n", "flushed_share", "overflowed", "err_u")

@@ -54,6 +54,16 @@ def call(capsys, monkeypatch):
     return run
 
 
+def test_errors_that_were_not_recorded_are_no_empty_picture(call, tmp_path):
+    """Of an op in fast arithmetic there is no exact result, unless a shadow computes it."""
+    config = CONFIG.change(policy=f"{E4M3} arithmetic=fast", observe="hist", steps=1)
+    run = ps.train(config, out=tmp_path / "run")
+    code, _, err = call("plot", run.path, "--figure", "errors", "-o", tmp_path / "e.png")
+    assert code == 2
+    assert "recorded at observe=hist: errors of ops need observe=shadow" in err
+    assert not (tmp_path / "e.png").exists()
+
+
 @pytest.mark.parametrize("name", list(gallery.KINDS))
 def test_every_figure_is_drawn_saved_and_drawn_again_from_its_data(runs, name, call, tmp_path):
     kind = gallery.KINDS[name]

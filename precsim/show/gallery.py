@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -92,8 +93,17 @@ def _diff(asked: Asked) -> Data:
     return divergence_data(ask.diff(asked.run, asked.step))
 
 
-def _heat(column: str) -> Callable[[Asked], Data]:
-    return lambda asked: heat_map_data(asked.run.ops(op=asked.op), column)
+def _flushed(asked: Asked) -> Data:
+    return heat_map_data(asked.run.ops(op=asked.op), "flushed_share")
+
+
+def _errors(asked: Asked) -> Data:
+    ops = asked.run.ops(op=asked.op)
+    if len(ops) and np.isnan(ops["err_u"]).all():
+        level = asked.run.config.observe
+        msg = f"the run was recorded at observe={level}: errors of ops need observe=shadow"
+        raise ValueError(msg)
+    return heat_map_data(ops, "err_u")
 
 
 def _scale_chart(asked: Asked) -> Data:
@@ -132,8 +142,8 @@ def _kept_in(run: StoredRun) -> str:
 
 KINDS: Mapping[str, Kind] = {
     "scales": Kind("Scale of each op", "each op's magnitudes, first to last", STEP, _scale_chart, scale_chart),
-    "flushed": Kind("Flushed", "what each op flushed, step by step", ONE, _heat("flushed_share"), heat_map),
-    "errors": Kind("Rounding errors", "each op's own error in u, step by step", ONE, _heat("err_u"), heat_map),
+    "flushed": Kind("Flushed", "what each op flushed, step by step", ONE, _flushed, heat_map),
+    "errors": Kind("Rounding errors", "each op's own error in u, step by step", ONE, _errors, heat_map),
     "loss_scale": Kind(
         "Loss scale", "the loss scale, its skips, headroom and what was flushed", ONE,
         lambda asked: scale_timeline_data(timeline(asked.run)), scale_timeline,

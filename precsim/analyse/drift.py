@@ -77,12 +77,6 @@ def local(moment: Moment) -> Drift:
     return compare(moment.gradients(), moment.reference(), unit(moment.policy))
 
 
-def local_by_parameter(moment: Moment) -> dict[str, Drift]:
-    """Return the local drift of each parameter's gradient."""
-    measured, truth, u = moment.gradients(), moment.reference(), unit(moment.policy)
-    return {n: compare({n: measured[n]}, {n: truth[n]}, u) for n in truth if n in measured}
-
-
 @dataclass(frozen=True)
 class Split:
     """Total drift of a gradient and its two parts, as norms relative to the twin's gradient."""

@@ -61,7 +61,7 @@ def recipes(
                 drawn = shown.differences(a, b, found, out.width)
             case words:
                 msg = (
-                    f"expected nothing, or: diff A B, two recipes; got {' '.join(words)} "
+                    f"expected nothing, or `diff A B` with two recipes; got {' '.join(words)} "
                     "(with --measure, names of recipes)"
                 )
                 raise ValueError(msg)

@@ -8,7 +8,6 @@ from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from precsim.engine.precision import Precision
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
 
 ROW_COLUMNS = (
     Column("recipe", justify="left"),
-    Column("weights", 2, "left"),
+    Column("weights", 2, "left", folds=True),
     Column("master", 4, "left"),
-    Column("operands", 2, "left"),
+    Column("operands", 2, "left", folds=True),
     Column("matmuls", 1, "left"),
     Column("softmax", 5, "left"),
     Column("norm", 6, "left"),
@@ -44,7 +43,14 @@ ROW_COLUMNS = (
 )
 
 
-def rows_table(rows: Iterable[Row], width: int) -> Table:
+KEY = (
+    "operands: of the linear layers, forward and backward; matmuls: what their products are "
+    "rounded to; weights: as they are stored; backward: gradients of activations\n"
+    "a wider terminal shows more, and `precsim recipes diff A B` all that differs"
+)
+
+
+def rows_table(rows: Iterable[Row], width: int) -> RenderableType:
     """Return the table of recipes: in which format a step of each has what.
 
     Of weights, operands and state it names the blocks that share a scale, and of weights how values
@@ -61,7 +67,7 @@ def rows_table(rows: Iterable[Row], width: int) -> Table:
                 *map(_formats, computed), _short(row.state), row.scaling, str(row.casts), row.about,
             ]
         )  # fmt: skip
-    return table(ROW_COLUMNS, cells, width)
+    return Group(table(ROW_COLUMNS, cells, width), Text(), Text(KEY, style="dim"))
 
 
 def _short(precisions: str) -> str:

@@ -175,7 +175,9 @@ def diff(
         for line in findings.diff_sentences(found):
             print_line(line)
     if first is not None:
-        fail(f"first abnormal op: {first.path}: {first.verdict}", 1)
+        broken = found.first_broken()
+        nan = f"; not finite from {broken.path} on" if broken not in (None, first) else ""
+        fail(f"first abnormal op: {first.path}: {first.verdict}{nan}", 1)
 
 
 def _interesting(rows: list[diffing.Row]) -> list[diffing.Row]:

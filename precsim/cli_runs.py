@@ -28,7 +28,7 @@ from precsim.runs.config import ConfigError, TrainConfig, parse_assignments
 from precsim.runs.lines import dump
 from precsim.runs.replay import Replay, ReplayError
 from precsim.runs.results import Run
-from precsim.runs.run import open_run
+from precsim.runs.run import StoredRun, open_run
 from precsim.runs.summary import summarize
 from precsim.runs.train import Listener
 from precsim.runs.train import resume as resume_run
@@ -288,7 +288,14 @@ def show_run(
             out.print(terminal.sentences([("changed", hue, str(one))]))
         out.print(terminal.sentences([("writes", hue, terminal.printable(sample))]))
     if summary.diverged:
-        fail(f"the run diverged: its weights are no longer finite after step {run.died_at}", 1)
+        fail(f"the run diverged: its weights are no longer finite after step {run.died_at}; "
+             f"{_where_to_look(run)}", 1)  # fmt: skip
+
+
+def _where_to_look(run: Run) -> str:
+    if isinstance(run, StoredRun):
+        return f"`precsim diff {run.path} --step {run.died_at}` names the op where that began"
+    return "record it with -o DIR, and `precsim diff` names the op where that began"
 
 
 def consoles() -> tuple[Any, Any]:

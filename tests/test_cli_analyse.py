@@ -238,3 +238,12 @@ def test_tables_are_readable_in_ascii_without_colour(runs, monkeypatch):
     assert stopped.value.code == 1
     assert GUILTY in text
     assert "?" not in text
+
+
+def test_diff_says_where_values_stop_being_finite(call, tmp_path):
+    policy = str(ps.recipe("half").policy)
+    ps.train(CONFIG.change(data="zen", policy=policy), out=tmp_path / "half")
+    code, out, err = call("diff", tmp_path / "half", "--step", 0)
+    assert code == 1
+    assert "first not finite: op " in out
+    assert "update/wte.weight/div" in err

@@ -80,10 +80,7 @@ def diff_sentences(found: Diff) -> list[str]:
     if abnormal:
         lines.append(f"first abnormal op: {abnormal.index} {abnormal.path}")
     if broken := found.first_broken():
-        size = f"{broken.broken} values are NaN or infinite"
-        lines.append(
-            f"first broken op: {broken.index} {broken.path}: {size}, the reference's are not"
-        )
+        lines.append(f"first not finite: op {broken.index} {broken.path}, {broken.broken} values")
     return lines
 
 

@@ -59,29 +59,21 @@ def plot(
             rows = [[name, kind.of, kind.about] for name, kind in gallery.KINDS.items()]
             out.print(table(COLUMNS, rows, out.width))
         return
-    if figure not in gallery.KINDS:
-        fail(f"no figure {figure!r}: expected one of {', '.join(gallery.KINDS)}", 2)
-    if not folders:
-        fail(f"the figure {figure} is of {gallery.KINDS[figure].of}: say where it was recorded", 2)
-    of = gallery.KINDS[figure].of
-    if of == gallery.STEP and step is None:
-        fail(f"the figure {figure} is of one step: say --step K", 2)
-    if of != gallery.MANY and len(folders) > 1:
-        fail(f"the figure {figure} is of {of}; got {len(folders)} runs", 2)
+    places = folders or []
+    _check(figure, places, step)
     try:
         with err.status(f"collecting {figure}"):
             data = gallery.collect(
                 figure,
-                [open_run(f) for f in folders],
+                [open_run(f) for f in places],
                 step=step or 0,
                 op=op,
                 tolerance=tolerance,
                 update=update,
             )
-        name = folders[0].resolve().name
-        where = f"{name}, step {step}" if of == gallery.STEP else name * (len(folders) == 1)
-        told = gallery.KINDS[figure].title + (f": {where}" if where else "")
-        data = {**data, "title": told if title is None else title}
+        name = places[0].resolve().name
+        told = _title(figure, name, step, alone=len(places) == 1) if title is None else title
+        data = {**data, "title": told}
         if as_json:
             print_line(dump(data))
         if output is not None or not as_json:
@@ -93,3 +85,28 @@ def plot(
         raise
     except ValueError as error:
         fail(str(error), 2)
+
+
+def _check(figure: str, folders: list[Path], step: int | None) -> None:
+    """Exit with 2 where there is no such figure, or not what it is of."""
+    from precsim.show import gallery
+
+    if figure not in gallery.KINDS:
+        fail(f"no figure {figure!r}: expected one of {', '.join(gallery.KINDS)}", 2)
+    if not folders:
+        fail(f"the figure {figure} is of {gallery.KINDS[figure].of}: say where it was recorded", 2)
+    of = gallery.KINDS[figure].of
+    if of == gallery.STEP and step is None:
+        fail(f"the figure {figure} is of one step: say --step K", 2)
+    if of != gallery.MANY and len(folders) > 1:
+        fail(f"the figure {figure} is of {of}; got {len(folders)} runs", 2)
+
+
+def _title(figure: str, name: str, step: int | None, *, alone: bool) -> str:
+    """Return what a figure is called, and whose it is, if it is of one run."""
+    from precsim.show import gallery
+
+    kind = gallery.KINDS[figure]
+    if kind.of == gallery.STEP:
+        return f"{kind.title}: {name}, step {step}"
+    return f"{kind.title}: {name}" if alone else kind.title

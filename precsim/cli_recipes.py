@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from precsim.cli_runs import consoles, fail, print_line
-from precsim.recipes import RECIPES, recipe, table
+from precsim.recipes import RECIPES, Recipe, recipe, table
 from precsim.runs import data
 from precsim.runs.lines import dump, plain
 from precsim.show import recipes as shown
 from precsim.show.progress import Bars
 from precsim.show.terminal import ink
+
+if TYPE_CHECKING:
+    from precsim.demo import Outcome
+    from precsim.runs.config import TrainConfig
 
 STEPS = 200
 """Steps that a recipe is trained for, if nobody says otherwise."""
@@ -88,18 +92,7 @@ def _measure(
     config = demo.configure(steps, text, seed)
     corpus = data.load(config.data)
     demo.check(config, corpus)
-    out, err = consoles()
-    if not as_json:
-        for line in demo.describe(config, corpus):
-            err.print(line)
-    titles = {name: (name, ink(one.format)) for name, one in chosen.items()}
-    try:
-        with Bars(err, titles, config.steps, quiet=as_json) as bars:
-            outcomes = demo.run_all(
-                config, corpus, lambda p: bars(p.recipe, p.done, p.loss), recipes=tuple(chosen)
-            )
-    except demo.DemoError as error:
-        fail(str(error), 3)
+    outcomes = _train(chosen, config, corpus, quiet=as_json)
     configs = {n: config.change(**one.settings()) for n, one in chosen.items()}
     taken = {n: memory(each, corpus) for n, each in configs.items()}
     errors = {n: first_gradient(each, corpus).rho for n, each in configs.items()}
@@ -119,4 +112,25 @@ def _measure(
         n: shown.Measured(chosen[n].format, o.summary, taken[n], errors[n])
         for n, o in outcomes.items()
     }
+    out, _ = consoles()
     out.print(shown.measured_table(rows, out.width))
+
+
+def _train(
+    chosen: Mapping[str, Recipe], config: TrainConfig, corpus: data.Corpus, *, quiet: bool
+) -> dict[str, Outcome]:
+    """Train the recipes, with what is going on on stderr unless `quiet`."""
+    from precsim import demo
+
+    _, err = consoles()
+    if not quiet:
+        for line in demo.describe(config, corpus):
+            err.print(line)
+    titles = {name: (name, ink(one.format)) for name, one in chosen.items()}
+    try:
+        with Bars(err, titles, config.steps, quiet=quiet) as bars:
+            return demo.run_all(
+                config, corpus, lambda p: bars(p.recipe, p.done, p.loss), recipes=tuple(chosen)
+            )
+    except demo.DemoError as error:
+        fail(str(error), 3)

@@ -98,67 +98,64 @@ class Difference:
     b: str
 
 
-def trace(one: Recipe) -> Trace:
-    """Run one step of a tiny GPT and return what was in which format."""
-    seen: dict[str, dict[str, Counter[str]]] = {}
-    products: dict[str, Counter[str]] = {}
-    modes: dict[tuple[str, str], str] = {}
-    rotated: dict[str, None] = {}
-    casts = 0
+class _Notes:
+    """What an observer of one step writes down; each precision once, in the order of its coming."""
 
-    def note(event: Event) -> None:
-        nonlocal casts
+    def __init__(self) -> None:
+        self.parts: dict[str, dict[str, Counter[str]]] = {}
+        self.products: dict[str, Counter[str]] = {}
+        self.modes: dict[tuple[str, str], str] = {}
+        self.rotated: dict[str, None] = {}
+        self.casts = 0
+
+    def __call__(self, event: Event) -> None:
         if event.op == "cast" and event.scope != "seed":
-            casts += 1
-            modes[event.scope, event.format.name] = str(event.precision.rounding)
+            self.casts += 1
+            self.modes[event.scope, event.format.name] = str(event.precision.rounding)
             return
         if event.op == "hadamard":
-            rotated[PRODUCTS[event.role]] = None
+            self.rotated[PRODUCTS[event.role]] = None
             return
-        if (
-            event.kind == "matmul"
-            and event.scope.startswith("blocks.")
-            and _part(event) == "linear"
-        ):
-            products.setdefault(PRODUCTS[event.role], Counter())[_operands(event, modes)] += 1
-        role = seen.setdefault(event.role, {})
-        role.setdefault(_part(event), Counter())[_name(event)] += 1
+        part = _part(event)
+        if event.kind == "matmul" and event.scope.startswith("blocks.") and part == "linear":
+            operands = _operands(event, self.modes)
+            self.products.setdefault(PRODUCTS[event.role], Counter())[operands] += 1
+        role = self.parts.setdefault(event.role, {})
+        role.setdefault(part, Counter())[_name(event)] += 1
 
+    def of(self, role: str) -> dict[str, str]:
+        """Return the precisions of each part that had results in a role."""
+        found = self.parts.get(role, {})
+        return {part: "/".join(found[part]) for part in PARTS if part in found}
+
+
+def trace(one: Recipe) -> Trace:
+    """Run one step of a tiny GPT and return what was in which format."""
+    notes = _Notes()
     with using(one.policy):
         model = GPT(TINY)
         tokens = np.arange(2 * TINY.context).reshape(2, TINY.context) % TINY.vocabulary
-        with using(observers=[note]):
+        with using(observers=[notes]):
             loss = model.loss(tokens, tokens)
             GradScaler(scaling.parse(one.loss_scale)).scale(loss).backward()
-    handed = [
-        p.grad.format.name
-        for p in model.parameters.values()
-        if p.grad is not None and p.grad.format
-    ]
-
-    def of(role: str) -> dict[str, str]:
-        found = seen.get(role, {})
-        return {part: "/".join(found[part]) for part in PARTS if part in found}
-
+    grads = [parameter.grad for parameter in model.parameters.values()]
+    handed = [grad.format.name for grad in grads if grad is not None and grad.format]
     return Trace(
-        of("activations"),
-        of("gradients"),
-        of("weight_gradients"),
+        notes.of("activations"),
+        notes.of("gradients"),
+        notes.of("weight_gradients"),
         "/".join(dict.fromkeys(handed)),
-        casts,
-        {product: ", ".join(found) for product, found in products.items()},
-        ", ".join(rotated),
-        {
-            role: "/".join(
-                dict.fromkeys(
-                    str(one.policy.stored(role, f"{name}{end}"))
-                    for end in ends
-                    for name in model.parameters
-                )
-            )
-            for role, ends in STORED.items()
-        },
+        notes.casts,
+        {product: ", ".join(found) for product, found in notes.products.items()},
+        ", ".join(notes.rotated),
+        {role: _stored(one, role, ends, model) for role, ends in STORED.items()},
     )
+
+
+def _stored(one: Recipe, role: str, ends: Iterable[str], model: GPT) -> str:
+    """Return the precisions in which a role's states of all parameters are kept, each once."""
+    names = [f"{name}{end}" for end in ends for name in model.parameters]
+    return "/".join(dict.fromkeys(str(one.policy.stored(role, name)) for name in names))
 
 
 def row(one: Recipe) -> Row:

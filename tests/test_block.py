@@ -118,6 +118,7 @@ def test_a_breakpoint_ends_the_block_and_keeps_what_was_there():
     assert reached == []
     assert obs.stopped.op.path == "gradients//mul"
     assert obs.stopped.op is obs.ops[-1]
+    assert repr(obs.stopped) == "Stop(gradients//mul, step 0; see .op and .event)"
     assert obs.stopped.event.exact == 1e-8
     assert obs.stopped.event.rounded == 0
     with ps.observe(stop=lambda op: False) as obs:

@@ -51,6 +51,9 @@ class Stop:
     op: Seen
     event: Event
 
+    def __repr__(self) -> str:
+        return f"Stop({self.op.path}, step {self.op.step}; see .op and .event)"
+
 
 class Observation:
     """Watches the ops of a block, at a level of `precsim.observe.trace`.

@@ -21,7 +21,7 @@ from precsim.formats.arrays import array_module
 from precsim.formats.format import Format
 from precsim.formats.modes import Mode, Overflow
 from precsim.formats.registry import AnyFormat, element_of
-from precsim.formats.scratch import BLOCK_BYTES, scratch
+from precsim.formats.scratch import BLOCK_BYTES, scratch, scratch_bits
 
 
 class Ends(NamedTuple):
@@ -79,7 +79,6 @@ class Tally:
         self.exponents = Exponents(dtype) if histogram else None
         self._on_device: Callable[[], one_pass_counts.Counted] | None = None
         vars(self).update(_NOTHING)
-        self._uint: Any = np.uint32 if dtype == np.float32 else np.uint64
 
     @classmethod
     def of(
@@ -182,28 +181,36 @@ class Tally:
 
     def __call__(self, x: Any, r: Any) -> None:
         """Count a block of numbers x that rounding made r of, pass by pass."""
-        edges, where = self.ends, scratch("where", x, bool)
-        magnitude = np.abs(x, out=scratch("magnitude", x))
-        top = float(magnitude.max())
+        edges = self.ends
+        magnitude, bits = scratch_bits("magnitude", x)
+        np.abs(x, out=magnitude)
+        top = float(np.maximum.reduce(magnitude))
         finite = top <= edges.finite_to or (isfinite(top) and bool(np.isfinite(r).all()))
         if not finite:
             x, r = self._set_nonfinite_aside(x, r, magnitude)
-            top = float(magnitude.max())
-        zeros, low = self._smallest(magnitude)
-        zeros_after = zeros
-        if not finite or low < edges.flushes_below:
-            zeros_after = _count(np.equal(r, 0, out=where))
+            top = float(np.maximum.reduce(magnitude))
+        rest, rest_bits = scratch_bits("rest", x)
+        zeros, low = _smallest(magnitude, bits, rest_bits)
         if finite:
             self.zeros += zeros
-            self.flushed += zeros_after - zeros
-            changed = 0 if edges.exact else _count(np.not_equal(x, r, out=where))
-            self.inexact += changed
-        if not finite or changed:
-            self.error += sum_of_squares(np.subtract(r, x, out=scratch("rest", x)))
-        if low < edges.normal_from:
-            small = np.abs(r, out=scratch("rest", x))
-            below = _count(np.less(small, edges.normal_from, out=where))
-            self.subnormal += below - zeros_after
+        if not edges.exact:
+            np.subtract(r, x, out=rest)
+            changed = _count(rest_bits)  # a difference is +0 only between equals
+            if finite:
+                self.inexact += changed
+            if changed:
+                self.error += sum_of_squares(rest)
+        subnormal = low < edges.normal_from
+        if subnormal or low < edges.flushes_below:
+            np.abs(r, out=rest)
+            zeros_after = zeros
+            if not finite or low < edges.flushes_below:
+                zeros_after = x.size - _count(rest_bits)
+            if finite:
+                self.flushed += zeros_after - zeros
+            if subnormal:
+                where = np.less(rest, edges.normal_from, out=scratch("where", x, bool))
+                self.subnormal += _count(where) - zeros_after
         if top > edges.largest:
             self.saturated += _count((magnitude > edges.largest) & (np.abs(r) == edges.largest))
         self.square += sum_of_squares(x)
@@ -216,21 +223,6 @@ class Tally:
         """How many nonzero finite magnitudes have each exponent, `LOWEST` up; None without any."""
         self._fetch()
         return None if self.exponents is None else self.exponents.histogram()
-
-    def _smallest(self, magnitude: Any) -> tuple[int, float]:
-        """Return how many magnitudes are 0, and the smallest of the others; inf if there is none.
-
-        The bits of magnitudes are ordered as they are, and those of 0, less one, come out last.
-        """
-        bits, zeros = magnitude.view(self._uint), 0
-        last = int(bits.min())
-        if last == 0:
-            zeros = _count(np.equal(magnitude, 0, out=scratch("where", magnitude, bool)))
-            rest = scratch("rest", magnitude, self._uint)
-            last = int(np.subtract(bits, self._uint(1), out=rest).min()) + 1
-        if zeros == magnitude.size:
-            return zeros, inf
-        return zeros, float(self._uint(last).view(magnitude.dtype))
 
     def _set_nonfinite_aside(self, x: Any, r: Any, magnitude: Any) -> tuple[Any, Any]:
         """Count NaN, infinities and overflow, and return the arrays with zeros in their place.
@@ -254,14 +246,29 @@ _NOTHING: dict[str, float] = {
 }  # fmt: skip
 
 
+def _smallest(magnitude: Any, bits: Any, spare: Any) -> tuple[int, float]:
+    """Return how many magnitudes are 0, and the smallest of the others; inf if there is none.
+
+    The bits of magnitudes are ordered as they are, and those of 0, less one, come out last.
+    """
+    low = float(np.minimum.reduce(magnitude))
+    if low > 0:
+        return 0, low
+    zeros = bits.size - _count(bits)
+    if zeros == bits.size:
+        return zeros, inf
+    last = np.minimum.reduce(np.subtract(bits, bits.dtype.type(1), out=spare))
+    return zeros, float((last + bits.dtype.type(1)).view(magnitude.dtype))
+
+
 def sum_of_squares(x: Any) -> float:
     """Return the sum, in float64 where the squares of float32 values may have left its range."""
-    total = float(x @ x)
-    if x.dtype == np.float64 or 1e-24 < total < 1e36:
+    total = float(np.dot(x, x))
+    if 1e-24 < total < 1e36 or x.dtype == np.float64:
         return total
     wide = x.astype(np.float64)
     return float(wide @ wide)
 
 
 def _count(where: Any) -> int:
-    return int(np.count_nonzero(where))  # NumPy counts booleans faster than floats
+    return int(np.count_nonzero(where))  # NumPy is fast at booleans and integers, slow at floats

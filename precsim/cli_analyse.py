@@ -69,7 +69,7 @@ def show(
     ops = _chosen(ops_of(open_run(folder), step), op)
     if sort:
         ops.sort(key=lambda one: -_value(one, sort))
-    worst = ops if op or sort else sorted(ops, key=_badness, reverse=True)[:WORST]
+    worst = ops if op or sort else _worst(ops)
     if as_json:
         print_line(dump([_facts(one) for one in (ops if sort is None and op is None else worst)]))
     else:
@@ -81,6 +81,13 @@ def show(
             out.print()
             out.print(steps.strip(_total(shown), out.width))
     _report(ops)
+
+
+def _worst(ops: list[Op]) -> list[Op]:
+    """Return the ops that are worst off; before them the first in trouble, which all follow from."""
+    worst = sorted(ops, key=_badness, reverse=True)[:WORST]
+    first = next((one for one in ops if complaint(one.counts)), worst[0])
+    return [first, *(one for one in worst if one is not first)][:WORST]
 
 
 def _chosen(ops: list[Op], glob: str | None) -> list[Op]:
@@ -207,7 +214,10 @@ def blame(
     """
     moment = ask.moment_of(open_run(folder), step, update=update)
     sites = ask.sites_of(moment, op)
-    _note(f"running the step {2 * len(sites) + 2} times, for {len(sites)} sites", quiet=as_json)
+    _note(
+        f"running the step {2 * len(sites) + 2} times, for {len(sites)} site{'s' * (len(sites) > 1)}",
+        quiet=as_json,
+    )
     found = blaming.blame(moment, sites)
     worst = found.worst(len(sites) if op else WORST)
     if as_json:

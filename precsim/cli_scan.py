@@ -5,6 +5,7 @@ Exit codes: 0 fine, 1 a finding (no loss scale gives a finite gradient), 2 bad u
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from math import log2
 from pathlib import Path
@@ -21,10 +22,9 @@ from precsim.show.style import power, share
 from precsim.show.terminal import Cells, Column, table
 
 COLUMNS = (
-    Column("", justify="left"),
     Column("backward\nflushed"),
     Column("sub-\nnormal", 2),
-    Column("over-\nflow", 1),
+    Column("results that\noverflow", 1),
     Column("gradient's\nerror"),
 )
 
@@ -44,7 +44,8 @@ def scan(
 ) -> None:
     """Run a step again at every loss scale, or in every format.
 
-    Its gradient is measured against float64's.  With --formats it runs in other formats instead, each in the place of the run's low ones.
+    Its gradient is measured against float64's.  With --formats it runs in other formats instead,
+    each in the place of the run's low ones.
     """
     moment = moment_at(open_run(folder), step)
     rows = scan_formats(moment) if formats else scan_scales(moment)
@@ -52,12 +53,24 @@ def scan(
         print_line(dump([asdict(row) for row in rows]))
     else:
         out, _ = consoles()
-        out.print(table(COLUMNS, [_cells(row, moment.scale) for row in rows], out.width))
+        columns = [Column("format" if formats else "loss scale", justify="left"), *COLUMNS]
+        out.print(table(columns, list(_lines(rows, moment.scale)), out.width))
         print_line("")
         for line in _refusals(rows) if formats else _sentences(rows, moment.scale):
             out.print(line)
     if all(row.error == float("inf") for row in rows):
         fail("every gradient has values that are not finite: a loss scale cannot mend that", 1)
+
+
+def _lines(rows: list[Row], own: float) -> Iterator[Cells]:
+    """Yield a line for each row; of the scales at the end that all overflow, the first and last."""
+    finite = [i for i, row in enumerate(rows) if row.error < float("inf") or row.scale == own]
+    first = max(finite, default=-1) + 1
+    for i, row in enumerate(rows):
+        if row.format or i <= first or i == len(rows) - 1:
+            yield _cells(row, own)
+        elif i == first + 1:
+            yield ["..", "", "", "", ""]
 
 
 def _cells(row: Row, own: float) -> Cells:

@@ -56,6 +56,16 @@ def test_show_names_the_op_that_flushes(runs, call, columns):
     assert "______" in first
 
 
+def test_show_has_the_first_op_in_trouble_on_top_of_those_that_follow_from_it(call, tmp_path):
+    """A scale beyond fp16's largest overflows in one value, and all that comes after is NaN."""
+    policy = str(ps.recipe("torch_amp_fp16").policy)
+    config = CONFIG.change(policy=policy, loss_scale=f"dynamic:{2.0**40}:2000")
+    ps.train(config, out=tmp_path / "run")
+    _, out, err = call("show", tmp_path / "run", "--step", 0)
+    first = next(line.split()[0] for line in out.splitlines() if line.partition(" ")[0].count("/"))
+    assert err.startswith(f"precsim: first op in trouble: {first}: ")
+
+
 def test_show_draws_the_exponents_of_a_single_op_over_the_formats_range(runs, call):
     code, out, _ = call("show", runs / "bad", "--step", 1, "--op", GUILTY)
     assert code == 1

@@ -150,6 +150,9 @@ def test_command_line_marks_the_runs_own_scale_and_says_what_is_wrong_with_it(ru
     own = next(line for line in out.splitlines() if line.startswith("2^0 *"))
     assert own.split()[-1] != "finite"
     assert "as good as the best: loss scales from 2^" in out
+    scales = [line.split()[0] for line in out.splitlines() if line.startswith(("2^", ".."))]
+    assert scales[-2:] == ["..", "2^32"]  # between them none is finite
+    assert scales[:-2] == [f"2^{k}" for k in range(-8, len(scales) - 10)]
     assert "the run's own, 1 (*), is too small" in out
 
 

@@ -83,3 +83,29 @@ def test_figures_and_drift_are_at_hand(run):
     assert [point.step for point in found.points] == [0, 2]
     with pytest.raises(ValueError, match="no figure 'nosuch'"):
         ps.figure("nosuch", run)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda run: run.ops(step=0),
+        lambda run: run.replay(0),
+        lambda run: ps.diff(run, 0),
+        lambda run: ps.blame(run, 0),
+        lambda run: ps.drift(run),
+        lambda run: ps.figure("blame", run, step=0),
+    ],
+    ids=["ops", "replay", "diff", "blame", "drift", "figure"],
+)
+def test_a_run_that_was_not_recorded_says_how_to_record_it(question):
+    run = ps.train(CONFIG.change(steps=1, eval_every=1))
+    assert repr(run) == "Run(1 step on 'reverse', not recorded)"
+    with pytest.raises(AttributeError, match=r"only a recorded run has .*out=DIR"):
+        question(run)
+    with pytest.raises(AttributeError, match="no attribute 'stesp'"):
+        _ = run.stesp
+
+
+def test_what_is_no_config_is_not_trained():
+    with pytest.raises(TypeError, match=r"expected a TrainConfig.*; got \{'steps': 3\}"):
+        ps.train({"steps": 3})

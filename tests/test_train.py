@@ -9,6 +9,7 @@ import pytest
 
 import precsim as ps
 from precsim.nn import optim
+from precsim.observe.counters import total
 from precsim.runs.data import Batches, DataError, load
 
 SMALL = ps.TrainConfig(
@@ -205,9 +206,9 @@ def test_listeners_get_every_record_and_its_counts():
     assert [record for record, _ in heard] == run.records
     for record, rows in heard:
         assert {row.step for row in rows} == {record.step}
-        backward = ps.Counters(rows=rows).total(phase="backward")
+        backward = total(row for row in rows if row.phase == "backward")
         assert record.flushed == backward.flushed_share
-        updates = ps.Counters(rows=rows).total(op="apply_update")
+        updates = total(row for row in rows if row.op == "apply_update")
         assert updates.n == run.model.size
         assert record.lost_updates == updates.swamped_share
     for role, counts in run.counts.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from precsim.runs.files import RunError, write_file
+from precsim.runs.results import Run
 from precsim.runs.run import StoredRun
 
 if TYPE_CHECKING:
@@ -46,11 +47,16 @@ def report(
     from precsim.report.player import MOST_ROWS
 
     page.require()
-    given = [runs] if isinstance(runs, StoredRun | str | os.PathLike) else list(runs)
+    given = [runs] if isinstance(runs, Run | str | os.PathLike) else list(runs)
     if not 1 <= len(given) <= MOST_RUNS:
         msg = f"expected 1 to {MOST_RUNS} runs in one report; got {len(given)}"
         raise RunError(msg)
-    opened = [run if isinstance(run, StoredRun) else StoredRun(Path(run)) for run in given]
+    opened = [
+        one
+        if isinstance(one, StoredRun)
+        else StoredRun(Path(one.path if isinstance(one, Run) else one))
+        for one in given
+    ]
     whole = sum(len(run.records) for run in opened)
     found: list[Collected] = []
     for run, name in zip(opened, names([run.path for run in opened]), strict=True):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isnan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -105,7 +105,11 @@ class Trouble:
         return f"{self.path} at step {self.step}: {self.what}"
 
 
-@dataclass
+RECORDED = ("at", "checkpoints", "fork", "manifest", "ops", "path", "replay", "tensors")
+"""What a run has only if it was recorded."""
+
+
+@dataclass(repr=False)
 class Run:
     """A finished (or interrupted) run: its config, its records, its model."""
 
@@ -116,6 +120,20 @@ class Run:
     counts: dict[str, OpCounts] = field(default_factory=dict)
     trouble: Trouble | None = None
     died_at: int | None = None
+
+    def __repr__(self) -> str:
+        end = "" if self.died_at is None else f", its weights not finite after step {self.died_at}"
+        steps = f"{len(self.records)} step{'s' * (len(self.records) != 1)}"
+        return f"Run({steps} on {self.config.data!r}, not recorded{end})"
+
+    if not TYPE_CHECKING:  # for which a run has its own attributes only
+
+        def __getattr__(self, name: str) -> Any:
+            """Say of what only a run in a directory has (`precsim.runs.run.StoredRun`) how to have it."""
+            msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in RECORDED:
+                msg = f"only a recorded run has {name!r}: train(config, out=DIR) records one"
+            raise AttributeError(msg, name=name, obj=self)
 
     @property
     def vocabulary(self) -> int:

@@ -47,10 +47,14 @@ def train(
     record the run in: new or empty, or `force` clears the run that it holds; what is returned reads
     from there as `precsim.open` does.
 
-    Raises `ConfigError`, `DataError` or `RunError` where the run cannot start.  A run whose weights
+    Raises `ConfigError`, `DataError` or `RunError` where the run cannot start, `TypeError` for what
+    is no config.  A run whose weights
     are no longer finite, or whose loss scaler gives up, stops and says at which step (`died_at`).
     Of a recorded run, the first Ctrl-C finishes the step, saves and raises `Interrupted`.
     """
+    if not isinstance(config, TrainConfig):
+        msg = f"expected a TrainConfig, such as TrainConfig(steps=100); got {config!r:.60}"
+        raise TypeError(msg)
     if not observe:
         config = config.change(observe="off")
     corpus = corpus or load(config.data)

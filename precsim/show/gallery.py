@@ -27,6 +27,7 @@ from precsim.analyse.recorded import ops_of
 from precsim.analyse.timeline import timeline
 from precsim.analyse.twins import drifts
 from precsim.observe.trace import matches
+from precsim.runs.results import Run
 from precsim.runs.run import StoredRun
 from precsim.show import plot
 from precsim.show.blame_plot import blame_bars, blame_bars_data
@@ -187,7 +188,7 @@ def collect(name: str, runs: StoredRun | Sequence[StoredRun], **asked: Any) -> D
     if name not in KINDS:
         msg = f"no figure {name!r}: expected one of {', '.join(KINDS)}"
         raise ValueError(msg)
-    several = [runs] if isinstance(runs, StoredRun) else runs
+    several = [runs] if isinstance(runs, Run) else runs
     return KINDS[name].collect(Asked(several, **asked))
 
 

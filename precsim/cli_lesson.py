@@ -97,7 +97,7 @@ def run(
             outcome = _study(head, mode, Path(scratch) if quick else None)
             outcomes.append(outcome)
             note(folder, outcome)
-            print_line(_ending(outcome))
+            print_line(_ending(outcome) + "  (Quick: its figures are not kept.)" * quick)
     if every and not quick:
         _write_pages(folder, outcomes, full=full)
     if failed := [outcome for outcome in outcomes if outcome.failed]:

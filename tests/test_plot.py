@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import precsim as ps
 from precsim.show import plot
-from precsim.show.style import LOOKS, look, share
+from precsim.show.style import LOOKS, look, rough, share
 
 RUNS = [
     {"title": "fp32", "format": "fp32", "losses": [4.0, 3.0, 2.0, 2.0]},
@@ -180,3 +180,12 @@ def test_a_figure_goes_only_into_a_picture(tmp_path):
         plot.save("range_ladder", DATA, tmp_path / "a.doc")
     assert plot.save("range_ladder", DATA, tmp_path / "a.pdf")[0].read_bytes().startswith(b"%PDF")
     assert ps.plot is plot
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.4249, "0.42"), (8.25, "8.2"), (9.96, "10"), (184, "180"), (23_900, "24,000"),
+     (999_000, "1e+06"), (-55.4, "-55"), (9.2e-5, "9.2e-05"), (math.inf, "inf"), (math.nan, "nan")],
+)  # fmt: skip
+def test_two_figures_are_read_without_an_exponent(value, text):
+    assert rough(value) == text

@@ -14,7 +14,7 @@ from precsim.analyse.moment import Site
 from precsim.analyse.scales import Outlook
 from precsim.analyse.search import Found
 from precsim.observe.whatif import Loss
-from precsim.show.style import power, share
+from precsim.show.style import power, rough, share
 from precsim.show.terminal import Cells, Column, ink, table
 
 BAR = 10
@@ -50,10 +50,10 @@ def _diff_cells(row: Row) -> Cells:
         str(row.index),
         Text(row.path + (f" #{row.call}" if row.call else ""), style=style),
         Text(row.format, style=ink(row.format)),
-        f"{row.total:.2g}",
+        rough(row.total),
         Text(bar, style=style),
-        f"{row.expected:.2g}",
-        f"{row.local:.2g}",
+        rough(row.expected),
+        rough(row.local),
         share(row.flushed),
         str(row.overflowed),
         Text(_told(row), style=style),

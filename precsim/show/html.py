@@ -8,7 +8,7 @@ from html import escape
 from precsim.analyse.health import KINDS, Health, complaint
 from precsim.analyse.recorded import Op
 from precsim.observe.counters import OpCounts
-from precsim.show.style import share
+from precsim.show.style import rough, share
 
 COLOURS = dict(
     zip(KINDS, ("#a8adb5", "#e69f00", "#56b4e9", "#009e73", "#d55e00", "#cc79a7"), strict=True)
@@ -89,7 +89,7 @@ def cells(op: Op) -> list[str]:
         share(row.flushed_share),
         share(health.overflow),
         share(row.swamped_share) if row.updates else "",
-        f"{op.err_u:.2g}" if row.u else "",
+        rough(op.err_u) if row.u else "",
     ]
 
 

@@ -18,7 +18,7 @@ from precsim.analyse.recorded import Op
 from precsim.formats.format import Format
 from precsim.formats.registry import format as resolve
 from precsim.observe.counters import LOWEST, OpCounts, total
-from precsim.show.style import power, share
+from precsim.show.style import power, rough, share
 from precsim.show.terminal import Cells, Column, ink, table
 
 CHIP = 12
@@ -77,7 +77,7 @@ def op_cells(op: Op) -> Cells:
         share(health.subnormal),
         share(health.overflow),
         share(health.nan),
-        f"{op.err_u:.2g}" if row.u else "",
+        rough(op.err_u) if row.u else "",
     ]
 
 

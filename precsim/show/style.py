@@ -89,6 +89,12 @@ def power(exponent: float) -> str:
     return f"2^{exponent:g}"
 
 
+def rough(value: float) -> str:
+    """Return a number to two significant figures: 0.42, 8.3, 180, 24,000, 2.5e+06, inf."""
+    rounded = f"{value:.2g}"
+    return f"{float(rounded):,.0f}" if 10 <= abs(float(rounded)) < 1e6 else rounded
+
+
 def share(part: float) -> str:
     """Return a share in percent; one that is not zero never reads 0%, nor an incomplete one 100%."""
     if 0 < part < 0.001:

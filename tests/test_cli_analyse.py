@@ -250,6 +250,14 @@ def test_tables_are_readable_in_ascii_without_colour(runs, monkeypatch):
     assert "?" not in text
 
 
+def test_diff_says_why_a_large_error_of_the_optimizer_is_ok(call, tmp_path):
+    """The keys' bias has no gradient but for rounding, and Adam makes that as large as any."""
+    policy = str(ps.recipe("torch_amp_fp16").policy)
+    ps.train(CONFIG.change(policy=policy, loss_scale="static:1024"), out=tmp_path / "run")
+    _, out, _ = call("diff", tmp_path / "run", "--step", 1)
+    assert "judged by what they lose, not by their error" in out
+
+
 def test_diff_says_where_values_stop_being_finite(call, tmp_path):
     policy = str(ps.recipe("half").policy)
     ps.train(CONFIG.change(data="zen", policy=policy), out=tmp_path / "half")

@@ -20,6 +20,9 @@ from precsim.show.terminal import Cells, Column, ink, table
 BAR = 10
 """Letters of the longest bar."""
 
+LARGE = 100.0
+"""An error in u that a reader would not call ok, were it not the optimizer's."""
+
 VERDICTS = {Verdict.OK: "", Verdict.GENERATED: "bold red", Verdict.LOST: "bold red",
             Verdict.AMPLIFIED: "bold yellow",
             Verdict.PROPAGATED: "magenta"}  # fmt: skip
@@ -78,6 +81,8 @@ def diff_sentences(found: Diff) -> list[str]:
     undefined = sum(row.total == float("inf") > row.local for row in found.rows)
     if undefined:
         lines.append(f"{undefined} ops have no error in u: one of the two is 0 or not finite there")
+    if any(row.verdict is Verdict.OK and LARGE < row.total < float("inf") for row in found.rows):
+        lines.append("ops of the optimizer are judged by what they lose, not by their error")
     if abnormal:
         lines.append(f"first abnormal op: {abnormal.index} {abnormal.path}")
     if broken := found.first_broken():

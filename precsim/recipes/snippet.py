@@ -87,7 +87,8 @@ def run(
                 loss = model.loss(tensor(x[rows]), labels[rows])
                 losses.append(loss.item())
                 loss.backward()
-                updates.step({n: p.grad for n, p in model.parameters.items() if p.grad})
+                found = {n: p.grad for n, p in model.parameters.items()}
+                updates.step({n: grad for n, grad in found.items() if grad is not None})
             for parameter in model.parameters.values():
                 parameter.grad = None
     return Outcome(

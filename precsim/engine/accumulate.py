@@ -19,7 +19,7 @@ from precsim.backend import cupy as device
 from precsim.engine.precision import Accumulator
 from precsim.formats.arrays import array_module
 from precsim.formats.format import Format
-from precsim.formats.kernels import round_into
+from precsim.formats.kernels import round_quietly
 from precsim.formats.modes import Mode, Overflow, Rounding, stochastic
 from precsim.formats.quantize import random_words
 from precsim.formats.registry import format
@@ -61,8 +61,19 @@ def add_up(
     the total is written to where it is given, contiguous.  `draw(shape, start)` gives the random
     words for totals that round stochastically.
     """
+    with np.errstate(all="ignore"):  # said once: saying so takes as long as rounding a thousand
+        return _add_up(unit, length, part, draw, out)
+
+
+def _add_up(
+    unit: Accumulator,
+    length: int,
+    part: Callable[[int, int], Array],
+    draw: Draw | None,
+    out: Array | None,
+) -> Array:
     inner, outer = _rules(unit)
-    total, sum_of_chunks = (None, out) if unit.chunk else (out, None)
+    total, sum_of_chunks = (_room(out), out) if unit.chunk else (out, None)
     from_zero = True
     rounded = 0  # elements that drew random words so far
     for start in range(0, length, unit.every):
@@ -80,6 +91,11 @@ def add_up(
     found = sum_of_chunks if unit.chunk else total
     assert found is not None
     return found
+
+
+def _room(out: Array | None) -> Array | None:
+    """Return memory for another total like this one; None: it is not known what that is like."""
+    return None if out is None else scratch("total", out.reshape(-1)).reshape(out.shape)
 
 
 def _add(
@@ -107,7 +123,7 @@ def _add(
         piece = slice(start, start + block)
         here = flat[piece]
         xp.add(0.0 if from_zero else here, added[piece], out=here)
-        round_into(here, here, *rule, None if drawn is None else drawn[piece])
+        round_quietly(here, here, *rule, None if drawn is None else drawn[piece])
     return total
 
 
@@ -123,12 +139,13 @@ def multiply(unit: Accumulator, a: Array, b: Array, out: Array, draw: Draw | Non
         left, right = xp.ascontiguousarray(a), xp.ascontiguousarray(b)
         device.multiply(left, right, out, unit.chunk, inner, outer)
         return
-    for matrices, rows in _slabs(out):
-        total = out[matrices, rows]
-        _, height, width = out.shape
-        first = (matrices.start * height + rows.start) * width
-        words = _words(total, first, out.size, draw) if stochastic(unit.rounding) else None
-        _multiply_slab(unit, a[matrices, rows], b[matrices], total, words)
+    _, height, width = out.shape
+    with np.errstate(all="ignore"):
+        for matrices, rows in _slabs(out):
+            total = out[matrices, rows]
+            first = (matrices.start * height + rows.start) * width
+            words = _words(total, first, out.size, draw) if stochastic(unit.rounding) else None
+            _multiply_slab(unit, a[matrices, rows], b[matrices], total, words)
 
 
 def _words(total: Array, first: int, size: int, draw: Draw | None) -> Callable[[int], Array]:
@@ -184,4 +201,4 @@ def _multiply_steps(
         np.multiply(a[..., k, None], b[:, k, None, :], out=term)
         term += 0.0  # a product of -0 is 0, as in BLAS, which adds it to 0
         total += term
-        round_into(total, total, *rule, drawn)
+        round_quietly(total, total, *rule, drawn)

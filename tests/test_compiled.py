@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,6 +54,23 @@ def test_compiled_kernels_are_the_specification(numba, fmt, dtype, rounding):
             return quantize(v, fmt, rounding, overflow, random=words)
 
         assert testing.check_rounding(run, fmt, rounding, overflow, x, words) > 100
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_words_beside_the_distance_decide_as_fractions_do(numba, dtype):
+    step = format("e4m3").quantum  # below it, a number's distance from 0 is itself, in steps
+    first = np.array([0, 1, 2, 255, 2**22, 2**23 - 1, 2**23, 2**24 + 1, 2**31, 2**32 - 2], float)
+    beside = np.array([0, 0.25, 0.5 - 2.0**-18, 0.5, 0.5 + 2.0**-18, 0.75, 1])
+    share = ((first[:, None] + beside) * 2.0**-32).ravel().astype(dtype)
+    words = np.repeat(first, beside.size).astype(np.uint32)
+    for nudge in (-1, 0, 1):
+        drawn = words + np.uint32(nudge) if nudge >= 0 else np.maximum(words, 1) - np.uint32(1)
+        up = [
+            Fraction(2 * int(word) + 1, 2**33) < Fraction(float(part))
+            for word, part in zip(drawn, share, strict=True)
+        ]
+        got = quantize(share * dtype(step), "e4m3", "stochastic", random=drawn)
+        np.testing.assert_array_equal(got, np.where(up, step, 0))
 
 
 @pytest.mark.parametrize(("fmt", "dtype"), FORMATS.values(), ids=FORMATS)

@@ -88,13 +88,17 @@ def test_blocks_of_every_shape_lie_where_they_should(block, shape):
         testing.assert_same(quantize(place, name, out=place), want, x, name)
 
 
-@pytest.mark.parametrize("name", ["e4m3:1x16", "e2m1:1x16", "int8:1x16", "nvfp4", "fp16:1x16"])
+@pytest.mark.parametrize(
+    "name",
+    ["e4m3:1x16", "e2m1:1x16", "int8:1x16", "fp16:1x16", "nvfp4",
+     "e5m11:1x16:e4m3+fp32", "fp16:1x16:fp16+fp32", "e7m5:1x16:e4m3+fp32"],
+)  # fmt: skip
 def test_quotients_beside_midpoints_are_rounded_as_exact_ones(name):
     """Midpoints times any scale, to float32, and its neighbours: only some of them are ties."""
     fmt, rng = format(name), np.random.default_rng(5)
     ends = np.sort(fmt.element.values())
     middles = ((ends[1:] + ends[:-1]) / 2)[ends[:-1] >= 0]
-    for exponent in (-130, -90, -3, 0, 40, 100):
+    for exponent in (-130, -90, -48, -3, 0, 40, 71, 100):
         amax = np.ldexp(1 + rng.random((4000, 1)), exponent).astype(np.float32)
         with np.errstate(all="ignore"):
             scale = blocks.find_scales(amax.reshape(4000, 1, 1, 1), fmt).total

@@ -21,7 +21,7 @@ import numba
 import numpy as np
 
 from precsim.backend import one_pass, threads
-from precsim.backend.fused_bits import as_bits, as_float, copy, inlined, like
+from precsim.backend.fused_bits import as_bits, as_float, copy, in_wide_vectors, inlined, like
 from precsim.formats import kernels
 from precsim.formats.arrays import Array
 from precsim.formats.format import Format
@@ -147,8 +147,11 @@ def compiled(function: Any) -> Any:
 def _goes_up(rest: Any, word: Any, c: Any, mode: Any) -> Any:
     """Whether a word takes a magnitude at this distance up (`precsim.formats.stochastic`)."""
     share, t = np.float64(rest), np.float64(np.uint32(word >> c.unused))
-    if mode == EXACT:
-        up = (np.float64(word) + 0.5) * 2.0**-32 < share
+    if mode == EXACT:  # w + 1/2 < 2^32 rest; so many words are less, and no step rounds
+        scaled = rest * like(2.0**32, rest)
+        whole = np.floor(scaled)
+        whole = whole + c.one if scaled - whole > c.half else whole
+        up = like(word, as_bits(rest)) < like(whole, as_bits(rest))
     elif mode == A:
         up = t + 1.0 <= share * c.cells
     elif mode == B:
@@ -197,23 +200,43 @@ def by_steps(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
     """Round the multiple of the spacing to a whole number; the value is given and made as bits."""
     magnitude = like(bits & c.magnitude, bits)
     sign = bits ^ magnitude
-    field = like(magnitude & c.exponent, bits)
-    field = max(field, c.low)
-    field = min(field, c.high)
-    field = like(field - c.fraction, bits)
-    z = as_float(magnitude) * as_float(like(c.mirror - field, bits))
-    if mode in (UP, DOWN, TO_ODD, EQUAL):  # even if too small for the carrier, it is not zero
-        z = c.quarter if z == 0 and magnitude != 0 else z
-    result = _whole(z, sign != 0, word, c, mode) * as_float(field)
+    result = _on_grid(magnitude, sign, word, c, mode)
     over = _beyond(magnitude, sign, c, mode)
     result = over if result > c.largest else result
+    return _with_sign(result, sign, magnitude, c, kind)
+
+
+@inlined
+def by_saturating_steps(magnitude: Any, sign: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
+    """Do as `by_steps` of a number whose sign is apart, where all that is too large saturates."""
+    result = _on_grid(magnitude, sign, word, c, mode)
+    result = min(result, c.largest)
+    return _with_sign(result, sign, magnitude, c, kind)
+
+
+@inlined
+def _on_grid(magnitude: Any, sign: Any, word: Any, c: Any, mode: Any) -> Any:
+    """Return the magnitude on the format's grid, as if that had no end."""
+    field = like(magnitude & c.exponent, magnitude)
+    field = max(field, c.low)
+    field = min(field, c.high)
+    field = like(field - c.fraction, magnitude)
+    z = as_float(magnitude) * as_float(like(c.mirror - field, magnitude))
+    if mode in (UP, DOWN, TO_ODD, EQUAL):  # even if too small for the carrier, it is not zero
+        z = c.quarter if z == 0 and magnitude != 0 else z
+    return _whole(z, sign != 0, word, c, mode) * as_float(field)
+
+
+@inlined
+def _with_sign(result: Any, sign: Any, magnitude: Any, c: Any, kind: Any) -> Any:
+    """Return the bits of a rounded magnitude and its sign; what the format lacks is replaced."""
     if kind == NO_NAN:
         nan = np.isnan(result)
         result = like(0.0, result) if nan else result
-        sign = like(0, bits) if nan else like(sign, bits)
+        sign = like(0, sign) if nan else sign
     elif kind == WHOLE:
         result = like(0.0, result) if np.isnan(result) else result
-        sign = like(0, bits) if result == 0 else like(sign, bits)
+        sign = like(0, sign) if result == 0 else sign
     elif kind == ODD:
         result = like(0.0, result) if result < c.flush_below else result
         nowhere = np.isnan(result) and not c.has_nan
@@ -223,8 +246,8 @@ def by_steps(bits: Any, word: Any, c: Any, mode: Any, kind: Any) -> Any:
         result = max(result, c.least)
         result = like(np.nan, result) if below and c.has_nan else result
         result = like(0.0, result) if below and not c.has_nan else result
-        sign = like(0, bits) if zero or below else like(sign, bits)
-    return like(as_bits(result) | sign, bits)
+        sign = like(0, sign) if zero or below else sign
+    return like(as_bits(result) | sign, sign)
 
 
 @inlined
@@ -343,6 +366,7 @@ def kernel(how: int, mode: int, kind: int) -> Callable[..., None]:
 
     @compiled
     def run(source: Any, target: Any, words: Any, packed: Any) -> None:
+        in_wide_vectors()
         c, size = unpack(packed), target.size
         apart = source.ctypes.data != target.ctypes.data
         length = size if apart else WAITING

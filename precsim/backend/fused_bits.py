@@ -8,16 +8,17 @@ import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
-inlined: Any = numba.njit(inline="always", error_model="numpy")
+inlined: Any = numba.njit(forceinline=True, error_model="numpy")
 part: Any = numba.njit(nogil=True, error_model="numpy")
 """For a part of a loop that is compiled and kept."""
 summing: Any = numba.njit(nogil=True, fastmath={"reassoc", "contract"})
 """For sums, whose terms may be added in any order, and products not be rounded before."""
 _intrinsic: Any = intrinsic
 _copy_bytes: Any = cgutils.raw_memcpy
+_populate: Any = populate_array
 _pair: Any = types.UniTuple
-_declared: Any = cgutils.get_or_insert_function
 
 
 @_intrinsic
@@ -69,6 +70,24 @@ def copy(typing: Any, source: Any, target: Any, start: Any, size: Any) -> Any:
 
 
 @_intrinsic
+def piece(typing: Any, array: Any, start: Any, size: Any) -> Any:
+    """Return so many elements of a flat array from a place on, which must not outlive it.
+
+    A slice, of which Numba counts that there is one more, and one less: tens of nanoseconds.
+    """
+    found = types.Array(array.dtype, 1, "C")
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        whole = context.make_array(array)(context, builder, arguments[0])
+        view, item = context.make_array(found)(context, builder), whole.itemsize
+        place = builder.gep(whole.data, [arguments[1]])
+        _populate(view, place, [arguments[2]], [item], item, meminfo=None)
+        return view._getvalue()
+
+    return found(array, types.intp, types.intp), code
+
+
+@_intrinsic
 def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """Multiply and add, and round once."""
 
@@ -78,8 +97,20 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     return a(a, a, a), code
 
 
+@_intrinsic
+def in_wide_vectors(typing: Any) -> Any:
+    """Let vectors of the function that this is called in be of 512 bits, where there are such."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        # llvmlite lists the attributes that it knows; LLVM knows more, and takes any text.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.none(), code
+
+
 LANES = 16
-"""Elements that `largest` and `spread` take at once."""
+"""Elements that `spread` takes at once."""
 
 
 def _lanes(context: Any, builder: Any, array: Any, kind: Any, start: Any) -> tuple[Any, Any]:
@@ -95,21 +126,6 @@ def _all(builder: Any, vector: Any, value: Any) -> Any:
     empty = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, empty, zeros)
-
-
-@_intrinsic
-def largest(typing: Any, bits: Any, start: Any, mask: Any) -> Any:
-    """Return the largest of `LANES` unsigned integers of an array, of the bits in a mask."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vector, place = _lanes(context, builder, arguments[0], bits, arguments[1])
-        found = builder.load(place, align=bits.dtype.bitwidth // 8)
-        found = builder.and_(found, _all(builder, vector, arguments[2]))
-        name = f"llvm.vector.reduce.umax.v{LANES}i{bits.dtype.bitwidth}"
-        kind = ir.FunctionType(vector.element, [vector])
-        return builder.call(_declared(builder.module, kind, name), [found])
-
-    return bits.dtype(bits, types.intp, bits.dtype), code
 
 
 @_intrinsic

@@ -4,10 +4,8 @@ Some blocks of an array, as many as stay in the second-level cache, are gone thr
 and, when their scales are known, to divide, round and multiply.  Nothing is padded: the last block
 of an axis is simply short.  Only where scales have two levels must the whole array be read before.
 
-What is computed is what NumPy computes; only a float32 quotient whose place near a midpoint is in
-doubt does not wait for float64.  It is corrected by the remainder instead, which a fused
-multiply-add has exactly, and then, if its last bit is 0, moved by one unit towards the exact
-quotient.  So it lies on a midpoint, which ends in zeros, only if the exact one does.
+`fused_scales` finds the scales of some blocks, `fused_elements` rounds a row of them; here is what
+goes through the array, and which kernel does it.
 
 Left to NumPy are the rules that multiply with a float32 factor, and scales that underflow to zero
 where elements have no -0.
@@ -23,39 +21,38 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from precsim.backend import fused
-from precsim.backend.fused import (
-    BITS,
-    DOWN,
-    EQUAL,
-    EXACT,
-    STEPS,
-    TO_ODD,
-    UP,
-    by_bits,
-    by_steps,
-    compiled,
-    in_float64,
-    numbers,
-    unpack,
+from precsim.backend.fused import EXACT, NO_NAN, PLAIN, compiled, numbers, unpack
+from precsim.backend.fused_bits import as_bits, as_float, copy, inlined, like, part, piece
+from precsim.backend.fused_elements import (
+    BY_DIVISION,
+    BY_POWER,
+    BY_REMAINDER,
+    IN_FLOAT64,
+    How,
+    row_kernel,
 )
-from precsim.backend.fused_bits import as_bits, as_float, copy, fma, inlined, like
 from precsim.backend.fused_scales import (
     CLIPPED_POWERS,
     LONG,
+    POINT,
     POWERS,
     RATIOS,
     ROUNDED_RATIOS,
     Rule,
     as_end,
+    as_rule,
     find_divisors,
     find_divisors_of_two,
     find_ends,
     find_highest,
     find_largest,
+    find_largest_of_short,
+    find_near_divisors,
     find_scales,
     find_top,
-    near_one,
+    row_of,
     spread_out,
+    up_to_whole,
 )
 from precsim.formats.arrays import Array
 from precsim.formats.blocks import carrier, doubled_above, scale_of_tensor, wider
@@ -67,8 +64,8 @@ ROOM = 1 << 11
 """Elements of a row that are rounded at once, each beside its scale."""
 SLAB = 1 << 17
 """Elements of the blocks that are gone through at once, unless one block alone has more."""
-BY_POWER, BY_REMAINDER, BY_DIVISION, IN_FLOAT64 = range(4)
-"""How an element is divided by its scale: times a power of two; see above; in its carrier; in float64."""
+BESIDE = 5
+"""Numbers of a block that its elements need."""
 
 
 class _Plan(NamedTuple):
@@ -117,8 +114,15 @@ def round_into(
     return True
 
 
-_INSIDE = 2.0**-90, 2.0**90
-"""Between these a tensor's scale makes no float32 subnormal of a block's (`blocks.carrier`)."""
+_INSIDE = 2.0**-60, 2.0**60
+"""Between these a tensor's scale makes no float32 subnormal of a block's, nor of a remainder."""
+
+
+def _has_remainders(fmt: Scaled) -> bool:
+    """Whether float32 holds what is left of a number after a quotient by two scales, cut off."""
+    element, scale = fmt.element, fmt.scale
+    last = element.quantum * 2.0 ** -(element.man_bits + 2) * scale.quantum
+    return element.precision + scale.precision < 24 and last * _INSIDE[0] * 2.0**-23 >= 2.0**-149
 
 
 def _shape(tiling: Tiling) -> Array:
@@ -137,6 +141,8 @@ def _plan(dtype: np.dtype[Any], fmt: Scaled, rounding: Mode, *, inside: bool) ->
     """
     tensor = None if fmt.tensor_scale is None else np.full((1, 1), 1.0 if inside else np.inf)
     work, doubt = carrier(np.empty(0, dtype), fmt, rounding, tensor)
+    if doubt and not _has_remainders(fmt):
+        work = np.dtype(np.float64)
     grid = wider(fmt.element) if fmt.full_range or fmt.affine else fmt.element
     choice = fused.choose(work, grid, rounding, Overflow.SATURATE)
     if choice is None:
@@ -167,178 +173,186 @@ def _plan(dtype: np.dtype[Any], fmt: Scaled, rounding: Mode, *, inside: bool) ->
         high=fmt.max,
         lost=fmt.element.quantum / 4,
         tiny=float(np.finfo(work).smallest_normal),
+        shift=22 - grid.man_bits,
     )
     ends = 2 if fmt.affine else int(fmt.full_range)
-    run = kernel(
-        choice.how, choice.mode, choice.kind,
-        narrow=dtype == np.float32, division=division, ends=ends, two=fmt.tensor_scale is not None,
-    )  # fmt: skip
+    two = fmt.tensor_scale is not None
+    lacks = PLAIN if choice.kind == NO_NAN else choice.kind  # a NaN makes all of its block NaN
+    how = How(choice.how, choice.mode, lacks, dtype == np.float32, division, ends, two)
     scale = numbers(np.dtype(np.float64), fmt.scale, Rounding.NEAREST, beyond)
     uint = np.uint32 if dtype == np.float32 else np.uint64
-    return _Plan(run, uint, choice.numbers, scale, rule)
+    return _Plan(kernel(how), uint, choice.numbers, scale, rule)
+
+
+class _Slab(NamedTuple):
+    """Blocks side by side: rows upper to lower, columns left to right of the matrix at `start`."""
+
+    start: Any
+    columns: Any
+    upper: Any
+    lower: Any
+    left: Any
+    right: Any
 
 
 @inlined
-def _quotient(x: Any, inverse: Any, high: Any, rest: Any, two: Any) -> Any:
-    """Return the bits of the quotient of a magnitude by high + rest (see above)."""
-    q = x * inverse
-    r = fma(-q, high, x)
-    if two:
-        r = fma(-q, rest, r)
-    q = fma(r, inverse, q)
-    r = fma(-q, high, x)
-    if two:
-        r = fma(-q, rest, r)
-    bits = as_bits(q)
-    even = like(bits & 1, bits) == 0
-    up, down = like(even & (r > 0), bits), like(even & (r < 0), bits)
-    return like(like(bits + up, bits) - down, bits)
+def _magnitude(bits: Any) -> Any:
+    """Return the mask of all bits but the sign."""
+    zero = like(0, bits[0])
+    return like(like(zero - like(1, zero), zero) >> like(1, zero), zero)
+
+
+@inlined
+def _row(array: Any, slab: Any, i: Any) -> Any:
+    """Return a row of a slab."""
+    start = slab.start + i * slab.columns
+    return piece(array, start + slab.left, slab.right - slab.left)
+
+
+@part
+def _find_amaxes(source: Any, slab: Any, width: Any, room: Any, found: Any) -> None:
+    """Write the amax of each block, as bits."""
+    magnitude = _magnitude(source)
+    found[:] = like(0, magnitude)
+    if width < LONG:
+        peaks = _row(source, slab, slab.upper)
+        if slab.lower - slab.upper > 1:
+            peaks = piece(room, 2 * ROOM, peaks.size)
+            peaks[:] = like(0, magnitude)
+            for i in range(slab.upper, slab.lower):
+                find_highest(_row(source, slab, i), magnitude, peaks)
+        find_largest_of_short(peaks, width, magnitude, room, found)
+    else:
+        for i in range(slab.upper, slab.lower):
+            find_largest(_row(source, slab, i), width, magnitude, found)
+
+
+@part
+def _find_spans(
+    source: Any, slab: Any, width: Any, magnitude: Any, ends: Any, lows: Any, sizes: Any
+) -> None:
+    """Write the lower end of each block, and, where all of it is finite, its length for its amax."""
+    low, high = ends[0], ends[1]
+    ends[:] = 0
+    for i in range(slab.upper, slab.lower):
+        row = _row(source, slab, i).view(ends.dtype)
+        find_ends(row, width, like(magnitude, low[0]), low, high)
+    for block in range(-(-(slab.right - slab.left) // width)):
+        lows[block] = as_end(low[block], magnitude)
+        if sizes[block] < np.inf:
+            sizes[block] = as_end(high[block], magnitude) - lows[block]
+
+
+@part
+def _find_points(scales: Any, lows: Any, rule: Any, points: Any) -> None:
+    """Write the zero point of each block."""
+    r = as_rule(rule)
+    for block in range(scales.size):
+        point = r.low - np.rint(lows[block] / scales[block])
+        points[block] = min(max(point, r.low), r.high) if scales[block] == scales[block] else 0.0
 
 
 @cache
-def kernel(
-    how: int, mode: int, kind: int, *, narrow: bool, division: int, ends: int, two: bool
-) -> Callable[..., float]:
+def _scaling(how: How) -> Callable[..., None]:
+    """Return ``run(source, slab, width, amaxes, room, ends, scale, rule, numbers, beside)``.
+
+    From the amax of blocks to what each of their elements needs beside it.
+    """
+    used, two = how.used, how.two
+    remainder, affine = how.division == BY_REMAINDER, how.ends == 2
+
+    @part
+    def run(
+        source: Any, slab: Any, width: Any, amaxes: Any, room: Any, ends: Any, scale: Any, rule: Any,
+        numbers: Any, beside: Any,
+    ) -> None:  # fmt: skip
+        blocks, magnitude = up_to_whole(amaxes.size), _magnitude(amaxes)
+        sizes, scales = row_of(room, 0, blocks), row_of(room, 1, blocks)
+        lows = row_of(room, 2, blocks)
+        for block in range(amaxes.size):
+            sizes[block] = as_float(amaxes[block])
+        if affine:
+            _find_spans(source, slab, width, magnitude, ends, lows, sizes)
+        find_scales(sizes, rule, scale, scales)
+        if remainder and two:
+            find_divisors_of_two(scales, rule, numbers)
+        elif remainder:
+            find_near_divisors(scales, rule, numbers)
+        else:
+            find_divisors(scales, rule, numbers)
+        if affine:
+            _find_points(scales, lows, rule, row_of(numbers, POINT, blocks))
+        for which in used:
+            spread_out(row_of(numbers, which, amaxes.size), width, row_of(beside, which, ROOM))
+
+    return run  # type: ignore[no-any-return]
+
+
+@cache
+def _rounding(how: How) -> Callable[..., None]:
+    """Return ``run(source, target, words, waiting, slab, beside, element, rule)`` for whole slabs."""
+    round_row, drawn = row_kernel(how), how.mode >= EXACT
+
+    @part
+    def run(
+        source: Any, target: Any, words: Any, waiting: Any, slab: Any, beside: Any, c: Any, rule: Any
+    ) -> None:  # fmt: skip
+        for i in range(slab.upper, slab.lower):
+            for left in range(slab.left, slab.right, ROOM):
+                start = slab.start + i * slab.columns + left
+                size = min(ROOM, slab.right - left)
+                done = piece(waiting, 0, size) if waiting.size else piece(target, start, size)
+                draws = piece(words, start, size) if drawn else words
+                round_row(piece(source, start, size), done, draws, beside, c, rule)
+                if waiting.size:
+                    copy(waiting, target, start, size)
+
+    return run  # type: ignore[no-any-return]
+
+
+@cache
+def kernel(how: How) -> Callable[..., float]:
     """Return ``run(source, target, words, shape, element, scale, rule, kept, only_top)``.
 
-    `narrow`: the arrays, which are bits, are of float32.  `ends`: elements have an end that their format
-    has not, 2: and a zero point.  `two`: scales have two levels: first, `only_top`, every amax is written
-    to `kept`, and the largest that is finite returned.
+    The arrays are bits.  Where scales have two levels it is run twice: first, `only_top`, every amax
+    is written to `kept`, and the largest that is finite returned.
     """
-    real: Any = np.float32 if narrow else np.float64
-    number: Any = np.float64 if division == IN_FLOAT64 else real
-    integer: Any = np.int32 if narrow else np.int64
-    remainder, wide = division == BY_REMAINDER, division == IN_FLOAT64
-    mindful, drawn = mode in (UP, DOWN, TO_ODD, EQUAL), mode >= EXACT
+    real, number, two = how.real, how.number, how.two
+    integer: Any = np.int32 if how.narrow else np.int64
+    find_numbers, round_slab = _scaling(how), _rounding(how)
 
     @compiled
     def run(
-        source: Any, target: Any, words: Any, shape: Any, packed: Any, scales: Any, rule: Any,
+        source: Any, target: Any, words: Any, shape: Any, packed: Any, scale: Any, rule: Any,
         kept: Any, only_top: Any,
     ) -> Any:  # fmt: skip
-        c, top = unpack(packed), 0.0
-        tensor, lost = number(rule[7]), as_bits(number(rule[10]))
-        boost_of_all, near_of_all = near_one(rule[7])
-        nearer, near = number(boost_of_all), number(near_of_all)
-        lowest, highest = number(rule[8]), number(rule[9])
-        zero = like(0, source[0])
-        magnitude = like(like(zero - like(1, zero), zero) >> like(1, zero), zero)
         count, rows, columns, height, width = shape[0], shape[1], shape[2], shape[3], shape[4]
-        across, apart = -(-columns // width), source.ctypes.data != target.ctypes.data
+        apart = source.ctypes.data != target.ctypes.data
         per = max(1, min(ROOM, SLAB // height) // width)
-        own, peaks = np.empty(0 if two else per, source.dtype), np.empty(ROOM, source.dtype)
-        known = 0
-        low, high = np.empty(per, integer), np.empty(per, integer)
-        sizes, found, lows = np.empty(per), np.empty(per), np.empty(per)
-        boost, inverse, factor = np.empty(per, number), np.empty(per, number), np.empty(per, number)
-        head = np.empty(per if remainder else 0, number)
-        boosts, inverses, factors = np.empty((3, ROOM), number)
-        highs, zeros = np.empty((2, ROOM), number)
-        points, waiting = np.empty(per, number), np.empty(ROOM, source.dtype)
-        beside = min(width, ROOM)
-        for place in range(count * (-(-rows // height)) * (-(-across // per))):
-            place, first = divmod(place, -(-across // per))
-            matrix, upper = divmod(place, -(-rows // height))
-            left = first * per * width
-            right = min(left + per * width, columns)
-            upper *= height
-            lower = min(upper + height, rows)
-            blocks = min(per, across - first * per)
-            base = matrix * rows * columns
-            amaxes = kept[known : known + blocks] if two else own[:blocks]
-            known += blocks
-            if only_top or not two:
-                amaxes[:] = zero
-                if height > 1 and width < LONG:
-                    peaks[: right - left] = zero
-                    for i in range(upper, lower):
-                        at = base + i * columns
-                        find_highest(source[at + left : at + right], magnitude, peaks)
-                    find_largest(peaks[: right - left], width, magnitude, amaxes)
-                else:
-                    for i in range(upper, lower):
-                        at = base + i * columns
-                        find_largest(source[at + left : at + right], width, magnitude, amaxes)
-            if only_top:
-                finite, found_top = find_top(amaxes, as_bits(real(np.inf)))
-                if finite:
-                    top = max(top, rule[4], np.float64(as_float(found_top)))
-                continue
-            for block in range(blocks):
-                sizes[block] = as_float(amaxes[block])
-            if ends == 2:
-                low[:blocks] = high[:blocks] = 0
-                for i in range(upper, lower):
-                    at = base + i * columns
-                    part = source[at + left : at + right].view(integer)
-                    find_ends(part, width, integer(magnitude), low, high)
-                for block in range(blocks):
-                    lows[block] = as_end(low[block], magnitude)
-                    if sizes[block] < np.inf:
-                        sizes[block] = as_end(high[block], magnitude) - lows[block]
-            find_scales(sizes[:blocks], rule, scales, found)
-            if remainder and two:
-                find_divisors_of_two(found[:blocks], near, inverse, factor)
-            else:
-                find_divisors(found[:blocks], rule, boost, inverse, head, factor)
-                spread_out(inverse if division == BY_POWER else boost, blocks, beside, boosts)
-            spread_out(factor, blocks, beside, factors)
-            if remainder:
-                spread_out(inverse, blocks, beside, inverses)
-            if remainder and not two:
-                spread_out(head, blocks, beside, highs)
-            if ends:
-                for block in range(blocks):
-                    point = 0.0
-                    if ends == 2 and found[block] == found[block]:
-                        point = rule[8] - np.rint(lows[block] / found[block])
-                        point = min(max(point, rule[8]), rule[9])
-                    points[block] = point
-                spread_out(points, blocks, beside, zeros)
-            for i in range(upper, lower):
-                for at in range(left, right, ROOM):
-                    start = base + i * columns + at
-                    here = source[start : start + min(ROOM, right - at)]
-                    done = target[start : start + here.size] if apart else waiting[: here.size]
-                    draws = words[start : start + here.size] if drawn else words
-                    for j in range(here.size):
-                        word = draws[j] if drawn else np.uint32(0)
-                        size = like(here[j] & magnitude, zero)
-                        sign = like(here[j] ^ size, zero)
-                        x = as_float(size)
-                        if remainder and two:
-                            whole = factors[j] * near
-                            rest = fma(factors[j], near, -whole)
-                            bits = _quotient(x * nearer, inverses[j], whole, rest, two)
-                        elif remainder:
-                            bits = _quotient(x * boosts[j], inverses[j], highs[j], x, two)
-                        elif division == BY_POWER:
-                            bits = as_bits(x * boosts[j])
-                        else:
-                            bits = as_bits(number(x) / boosts[j])
-                        if mindful:
-                            bits = lost if as_float(bits) == 0 and x != 0 else bits
-                        if wide:
-                            bits = like(bits | like(like(sign, bits) << 32, bits), bits)
-                        else:
-                            bits = like(bits | sign, bits)
-                        if how == STEPS:
-                            bits = by_steps(bits, word, c, mode, kind)
-                        elif how == BITS:
-                            bits = by_bits(bits, word, c, mode, kind)
-                        else:
-                            bits = in_float64(bits, word, c, mode, kind)
-                        value = as_float(bits)
-                        if ends:
-                            least, most = lowest - zeros[j], highest - zeros[j]
-                            value = max(value, least)
-                            value = min(value, most)
-                        value *= factors[j]
-                        if remainder and two:
-                            value *= tensor
-                        done[j] = as_bits(real(value))
-                    if not apart:
-                        copy(waiting, target, start, here.size)
+        own = np.empty(0 if two else per, source.dtype)
+        room, some = np.empty(3 * ROOM, source.dtype), up_to_whole(per)
+        wide, ends = np.zeros((3, some)), np.empty((2, per), integer)
+        numbers, beside = np.zeros((BESIDE, some), number), np.empty((BESIDE, ROOM), number)
+        waiting = np.empty(0 if apart else ROOM, source.dtype)
+        c, least, top, known = unpack(packed), as_rule(rule).amax_min, 0.0, 0
+        for matrix in range(count):
+            for upper in range(0, rows, height):
+                for left in range(0, columns, per * width):
+                    lower, right = min(upper + height, rows), min(left + per * width, columns)
+                    slab = _Slab(matrix * rows * columns, columns, upper, lower, left, right)
+                    blocks = -(-(right - left) // width)
+                    amaxes = piece(kept, known, blocks) if two else piece(own, 0, blocks)
+                    known += blocks
+                    if only_top or not two:
+                        _find_amaxes(source, slab, width, room, amaxes)
+                    if only_top:
+                        finite, found = find_top(amaxes, as_bits(real(np.inf)))
+                        top = max(top, least, np.float64(as_float(found))) if finite else top
+                        continue
+                    find_numbers(
+                        source, slab, width, amaxes, wide, ends, scale, rule, numbers, beside
+                    )
+                    round_slab(source, target, words, waiting, slab, beside, c, rule)
         return top
 
     return run  # type: ignore[no-any-return]

@@ -14,10 +14,11 @@ from precsim.backend.fused_bits import (
     LANES,
     as_bits,
     as_float,
+    in_wide_vectors,
     inlined,
-    largest,
     like,
     part,
+    piece,
     spread,
 )
 
@@ -25,6 +26,12 @@ LONG = 64
 """Width from which a block's amax is found row by row; narrower ones beside each other."""
 ROUNDED_RATIOS, RATIOS, POWERS, CLIPPED_POWERS = range(4)
 """How a scale follows from amax: rounded to any format, or to float32; powers of two, to any format."""
+
+BOOST, INVERSE, DIVISOR, FACTOR, POINT = range(5)
+"""Numbers of a block: a power of two, what its elements are multiplied with, or divided by, to be
+rounded, what with after that, and the zero point."""
+UPWARD = 1 + 2.0**-22
+"""What a reciprocal is multiplied with that must not be too small, in float32, nor make a quotient so."""
 
 _EXPONENT = np.uint64(0x7FF << 52)
 _BOTH = np.uint64(2046 << 52)
@@ -46,11 +53,35 @@ class Rule(NamedTuple):
     high: float
     lost: float  # what stands for a quotient that is not zero but has become it
     tiny: float  # what is divided by, where a scale is zero
+    shift: float  # bits of a float32 beyond those that the elements and their midpoints have
+
+
+@inlined
+def as_rule(r: Any) -> Any:
+    """Return the `Rule` in an array."""
+    return Rule(r[0], r[1], r[2], r[3], r[4], r[5], r[6], r[7], r[8], r[9], r[10], r[11], r[12])
+
+
+TOGETHER = 64
+"""Numbers that a loop goes through at once: of fewer, at its end, each takes as long as all of them."""
+
+
+@inlined
+def up_to_whole(size: Any) -> Any:
+    """Return the next multiple of `TOGETHER`."""
+    return (size + (TOGETHER - 1)) & -TOGETHER
+
+
+@inlined
+def row_of(table: Any, which: Any, size: Any) -> Any:
+    """Return the first so many numbers of a row of a table."""
+    return piece(table, which * table.shape[1], size)
 
 
 @part
 def find_scales(amaxes: Any, rule: Any, packed: Any, found: Any) -> None:
     """Write the scales that follow from amax; a loop for each step, which vectors can do."""
+    in_wide_vectors()
     s, kind, most, least = unpack(packed), rule[0], rule[1], rule[5]
     if kind >= POWERS:
         threshold = rule[3] if rule[3] < 2 else np.inf
@@ -80,24 +111,52 @@ def find_scales(amaxes: Any, rule: Any, packed: Any, found: Any) -> None:
 @part
 def find_largest(bits: Any, width: Any, magnitude: Any, found: Any) -> None:
     """Find the largest magnitude of each run of `width` elements so far; the last may be short."""
+    in_wide_vectors()
     for block in range(-(-bits.size // width)):
-        start, stop, top = block * width, min((block + 1) * width, bits.size), found[block]
-        if width >= LONG:
-            run = bits[start:stop]
-            for i in range(run.size):
-                top = max(top, like(run[i] & magnitude, magnitude))
-        else:
-            while start + LANES <= stop:
-                top = max(top, largest(bits, start, magnitude))
-                start += LANES
-            for i in range(start, stop):
-                top = max(top, like(bits[i] & magnitude, magnitude))
+        start, top = block * width, found[block]
+        run = piece(bits, start, min(width, bits.size - start))
+        for i in range(run.size):
+            top = max(top, like(run[i] & magnitude, magnitude))
         found[block] = top
+
+
+@part
+def find_largest_of_short(bits: Any, width: Any, magnitude: Any, room: Any, found: Any) -> None:
+    """Find what `find_largest` does where runs are short: of all of them at once, halved and halved.
+
+    `room` is written to: as many elements, and some more that nobody asks for.
+    """
+    blocks = bits.size // width
+    size, done = blocks * width, 0
+    if size < bits.size:
+        rest = piece(bits, size, bits.size - size)
+        find_largest(rest, width, magnitude, piece(found, blocks, 1))
+    bits = piece(bits, 0, size)
+    while width & 1 == 0:
+        size, width = size >> 1, width >> 1
+        _find_larger(bits, magnitude, piece(room, done, bits.size >> 1))
+        bits = piece(room, done, up_to_whole(size))
+        done += bits.size
+    bits = piece(bits, 0, size)
+    if width == 1:
+        find_highest(bits, magnitude, found)
+    else:
+        find_largest(bits, width, magnitude, found)
+
+
+@part
+def _find_larger(bits: Any, magnitude: Any, found: Any) -> None:
+    """Write the larger magnitude of each pair."""
+    in_wide_vectors()
+    for i in range(found.size):
+        one, other = bits[2 * i] & magnitude, bits[2 * i + 1] & magnitude
+        found[i] = max(like(one, magnitude), like(other, magnitude))
 
 
 @part
 def find_highest(bits: Any, magnitude: Any, found: Any) -> None:
     """Find the largest magnitude of each column so far."""
+    in_wide_vectors()
     for i in range(bits.size):
         found[i] = max(found[i], like(bits[i] & magnitude, magnitude))
 
@@ -121,7 +180,7 @@ def find_ends(bits: Any, width: Any, magnitude: Any, low: Any, high: Any) -> Non
     """
     sign = like(8 * bits.itemsize - 1, magnitude)
     for start in range(0, bits.size, width):
-        run, block = bits[start : start + width], start // width
+        run, block = piece(bits, start, min(width, bits.size - start)), start // width
         least, most = low[block], high[block]
         for i in range(run.size):
             v = run[i]
@@ -131,50 +190,45 @@ def find_ends(bits: Any, width: Any, magnitude: Any, low: Any, high: Any) -> Non
 
 
 @part
-def find_divisors(
-    scales: Any, rule: Any, boosts: Any, inverses: Any, highs: Any, factors: Any
-) -> None:
-    """Write what elements are divided by and multiplied with.
-
-    Where there are `highs`: the power of two that takes the divisor to between 1 and 2, the
-    reciprocal of that divisor, and itself; else the divisor, as `boosts`, and its reciprocal.
-    """
-    most, least = np.uint64(1149 << 52), np.uint64(897 << 52)
-    tensor, tiny = rule[7], rule[11]
-    if highs.size:
-        for i in range(scales.size):
-            total = scales[i] * tensor
-            divisor = tiny if total == 0 else total
-            boost = as_float(_BOTH - min(max(as_bits(divisor) & _EXPONENT, least), most))
-            divisor *= boost
-            boosts[i], inverses[i], highs[i], factors[i] = boost, 1.0 / divisor, divisor, total
-    else:
-        for i in range(scales.size):
-            total = scales[i] * tensor
-            divisor = tiny if total == 0 else total
-            boosts[i], inverses[i], factors[i] = divisor, 1.0 / divisor, total
-
-
-@part
-def find_divisors_of_two(scales: Any, near: Any, inverses: Any, factors: Any) -> None:
-    """Write the reciprocals of divisors over those of a tensor near 1; over 0, any number will do."""
+def find_divisors(scales: Any, rule: Any, numbers: Any) -> None:
+    """Write the scales as divisors and as factors, and the reciprocals."""
+    r = as_rule(rule)
     for i in range(scales.size):
-        inverses[i] = 1.0 if scales[i] == 0 else 1.0 / (scales[i] * near)
-        factors[i] = scales[i]
-
-
-@inlined
-def near_one(scale: Any) -> Any:
-    """Return the power of two that takes a scale to between 1 and 2, and where it is then."""
-    boost = as_float(_BOTH - (as_bits(scale) & _EXPONENT))
-    return boost, scale * boost
+        total = scales[i] * r.tensor
+        divisor = r.tiny if total == 0 else total
+        numbers[DIVISOR, i], numbers[INVERSE, i], numbers[FACTOR, i] = divisor, 1.0 / divisor, total
 
 
 @part
-def spread_out(numbers: Any, count: Any, width: Any, beside: Any) -> None:
+def find_near_divisors(scales: Any, rule: Any, numbers: Any) -> None:
+    """Write the power of two that takes a divisor to between 1 and 2, and what is to be done there."""
+    most, least = np.uint64(1149 << 52), np.uint64(897 << 52)
+    tiny = as_rule(rule).tiny
+    for i in range(scales.size):
+        divisor = tiny if scales[i] == 0 else scales[i]
+        boost = as_float(_BOTH - min(max(as_bits(divisor) & _EXPONENT, least), most))
+        divisor *= boost
+        numbers[BOOST, i], numbers[DIVISOR, i] = boost, divisor
+        numbers[INVERSE, i], numbers[FACTOR, i] = UPWARD / divisor, scales[i]
+
+
+@part
+def find_divisors_of_two(scales: Any, rule: Any, numbers: Any) -> None:
+    """Write the reciprocals of two scales, and the first; over 0, any number will do."""
+    tensor = as_rule(rule).tensor
+    for i in range(scales.size):
+        divisor = scales[i] * tensor
+        divisor = 1.0 if divisor == 0 else divisor
+        numbers[INVERSE, i], numbers[FACTOR, i] = UPWARD / divisor, scales[i]
+
+
+@part
+def spread_out(numbers: Any, width: Any, beside: Any) -> None:
     """Write a block's number beside each of its elements of a row."""
-    for block in range(count):
-        start, stop, value = block * width, (block + 1) * width, numbers[block]
+    in_wide_vectors()
+    for block in range(numbers.size):
+        start, value = block * width, numbers[block]
+        stop = min(start + width, beside.size)
         while start + LANES <= stop:
             spread(beside, start, value)
             start += LANES

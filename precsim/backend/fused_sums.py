@@ -20,7 +20,7 @@ from precsim.backend.fused import (
     in_float64,
     unpack,
 )
-from precsim.backend.fused_bits import as_bits, as_float, like
+from precsim.backend.fused_bits import as_bits, as_float, in_wide_vectors, like
 from precsim.formats.arrays import Array
 from precsim.formats.format import Format
 from precsim.formats.modes import Mode, Overflow
@@ -76,6 +76,7 @@ def product_kernel(how: int, mode: int, kind: int) -> Callable[..., None]:
 
     @compiled
     def run(left: Any, right: Any, total: Any, words: Any, packed: Any) -> None:
+        in_wide_vectors()
         c = unpack(packed)
         stack, rows, columns = total.shape
         for s in range(stack):
@@ -104,6 +105,7 @@ def sum_kernel(how: int, mode: int, kind: int) -> Callable[..., None]:
 
     @compiled
     def run(term: Any, total: Any, words: Any, packed: Any, from_zero: Any) -> None:
+        in_wide_vectors()
         c = unpack(packed)
         for i in range(total.size):
             so_far = as_float(total[i])

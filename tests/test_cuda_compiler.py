@@ -20,6 +20,7 @@ ALONE = f"""
 PRECSIM_KERNEL alone(const double *x, const float *f, double *y, float *g, word64 *w,
                      {one_pass.PARAMETERS}, {one_pass.OUTER_PARAMETERS}) {{
     y[0] = precsim_round(x[0], 0, {one_pass.ARGUMENTS});
+    g[1] = precsim_round_float(f[0], 0, {one_pass.ARGUMENTS});
     y[1] = precsim_dot_double(x, x, 1, 9, 3, {one_pass.ARGUMENTS}, {one_pass.OUTER_ARGUMENTS});
     g[0] = precsim_dot_float(f, f, 1, 9, 3, {one_pass.ARGUMENTS}, {one_pass.OUTER_ARGUMENTS});
     precsim_philox(1, 2, 3, 4, 5, 6, w);
@@ -28,7 +29,7 @@ PRECSIM_KERNEL alone(const double *x, const float *f, double *y, float *g, word6
 """What CuPy puts into kernels of its own, in one of ours."""
 
 SOURCES = {
-    "elements": one_pass.ROUND + one_pass.PHILOX + one_pass.dot("float") + one_pass.dot("double")
+    "elements": one_pass.ROUND + one_pass.ROUND_FLOAT + one_pass.PHILOX + one_pass.dot("float") + one_pass.dot("double")
     + ALONE,
     **{
         f"counts of {real}, rounding by {rounding or 'others'}": one_pass_counts.source(

@@ -31,12 +31,16 @@ LOOPS = f"""
 #include <math.h>
 #include <stddef.h>
 #define PRECSIM static
-{one_pass.TYPES}{one_pass.ROUND}
+{one_pass.TYPES}{one_pass.ROUND}{one_pass.ROUND_FLOAT}
 {one_pass.PHILOX}
 {one_pass.dot("float")}
 {one_pass.dot("double")}
 void round_all(const double *x, const word32 *w, double *y, size_t n, {one_pass.PARAMETERS}) {{
     for (size_t i = 0; i < n; i++) y[i] = precsim_round(x[i], w[i], {one_pass.ARGUMENTS});
+}}
+void round_all_float(const float *x, const word32 *w, float *y, size_t n,
+                     {one_pass.parameters("float")}) {{
+    for (size_t i = 0; i < n; i++) y[i] = precsim_round_float(x[i], w[i], {one_pass.ARGUMENTS});
 }}
 void philox_one(const word64 *c, const word64 *k, word64 *out) {{
     precsim_philox(c[0], c[1], c[2], c[3], k[0], k[1], out);
@@ -53,6 +57,7 @@ MATMUL(double)
 """
 
 RULE = [ctypes.c_double] * 3 + [ctypes.c_int] * 6
+RULE_OF_FLOATS = [ctypes.c_float] * 3 + [ctypes.c_int] * 6
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +72,17 @@ def code(tmp_path_factory):
     return ctypes.CDLL(str(folder / "one_pass.so"))
 
 
-def rounder(code, fmt, rounding, overflow):
+def rounder(code, fmt, rounding, overflow, dtype=np.float64):
     rule = one_pass.rule(fmt, rounding_mode(rounding), overflow)
-    doubles, integers = ndpointer(np.float64, flags="C"), ndpointer(np.uint32, flags="C")
-    code.round_all.argtypes = [doubles, integers, doubles, ctypes.c_size_t, *RULE]
+    reals, integers = ndpointer(dtype, flags="C"), ndpointer(np.uint32, flags="C")
+    narrow = dtype is np.float32
+    round_all, rules = (code.round_all_float, RULE_OF_FLOATS) if narrow else (code.round_all, RULE)
+    round_all.argtypes = [reals, integers, reals, ctypes.c_size_t, *rules]
 
     def run(x, draw=None):
         draw = np.zeros(x.shape, np.uint32) if draw is None else draw
-        out = np.empty(x.shape)
-        code.round_all(x.astype(np.float64), draw, out, x.size, *rule)
+        out = np.empty(x.shape, dtype)
+        round_all(x.astype(dtype), draw, out, x.size, *rule)
         return out
 
     return run
@@ -109,15 +116,17 @@ def test_it_is_the_specification(code, fmt, rounding):
 @pytest.mark.parametrize("rounding", MODES)
 @pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
 def test_it_has_the_bits_of_the_array_kernels(code, fmt, rounding):
-    x = sample(fmt)
-    draw = words_for(x)
-    for overflow in Overflow if fmt.has_nan else (Overflow.SATURATE,):
-        random = draw if stochastic(rounding_mode(rounding)) else None
-        expected = quantize(x, fmt, rounding, overflow, random=random)
-        got = rounder(code, fmt, rounding, overflow)(x, draw)
-        nan = np.isnan(expected)
-        np.testing.assert_array_equal(np.isnan(got), nan)
-        np.testing.assert_array_equal(got.view(np.uint64)[~nan], expected.view(np.uint64)[~nan])
+    draw = words_for(sample(fmt))
+    for dtype in (np.float64, np.float32) if format("fp32").contains(fmt) else (np.float64,):
+        with np.errstate(over="ignore"):
+            x = sample(fmt).astype(dtype)
+        for overflow in Overflow if fmt.has_nan else (Overflow.SATURATE,):
+            random = draw if stochastic(rounding_mode(rounding)) else None
+            expected = quantize(x, fmt, rounding, overflow, random=random)
+            got = rounder(code, fmt, rounding, overflow, dtype)(x, draw)
+            nan, uint = np.isnan(expected), f"u{x.itemsize}"
+            np.testing.assert_array_equal(np.isnan(got), nan)
+            np.testing.assert_array_equal(got.view(uint)[~nan], expected.view(uint)[~nan])
 
 
 @pytest.mark.parametrize(("counter", "the_key", "expected"), KNOWN_ANSWERS)

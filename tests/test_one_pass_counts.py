@@ -143,7 +143,7 @@ def test_rounding_and_counting_in_one_kernel(name, rounding, dtype):
         Kernel(REAL[dtype], rounding=one_pass.settled(rule))(
             (one_pass_counts.blocks(x.size),), (grid.THREADS,),
             (source, np.int64(x.size), *limits(fmt), np.int32(True), found, out, drawn,
-             np.int32(draws), *map(np.float64, rule[:3]), *map(np.int32, rule[3:])),
+             np.int32(draws), *map(dtype, rule[:3]), *map(np.int32, rule[3:])),
         )  # fmt: skip
         nan = np.isnan(expected)
         np.testing.assert_array_equal(np.isnan(out.get()), nan)

@@ -69,10 +69,12 @@ def round_into(
     x: Array, out: Array, fmt: Format, rounding: Mode, overflow: Overflow, words: Array | None
 ) -> bool:
     """Round x into `out` as `precsim.formats.kernels.round_into` does, in one pass; True."""
-    rule = one_pass.rule(fmt, rounding, overflow)
+    rule, real = one_pass.rule(fmt, rounding, overflow), _REAL[str(x.dtype)]
+    how, code = _ROUNDING[real]
     kernel = _kernel(
-        "precsim_round_all", f"T x, uint32 word, {_PARAMETERS}", "T y",
-        f"y = precsim_round(x, word, {one_pass.settled(rule)})", one_pass.ROUND,
+        f"precsim_round_all_{real}",
+        f"{x.dtype} x, uint32 word, {_declared(one_pass.parameters(real))}", f"{x.dtype} y",
+        f"y = {how}(x, word, {one_pass.settled(rule)})", code,
     )  # fmt: skip
     word = np.uint32(0) if words is None else words.reshape(-1)
     kernel(x.reshape(-1), word, *rule, out.reshape(-1))
@@ -129,8 +131,8 @@ def multiply(
     how = one_pass.settled(inner), one_pass.settled(outer, one_pass.OUTER_ARGUMENTS)
     kernel = _kernel(
         f"precsim_matmul_{real}",
-        f"raw T a, raw T b, int64 height, int64 depth, int64 width, int64 chunk, {_PARAMETERS}, "
-        + one_pass.OUTER_PARAMETERS.replace("double", "float64").replace("int ", "int32 "),
+        "raw T a, raw T b, int64 height, int64 depth, int64 width, int64 chunk, "
+        + _declared(f"{one_pass.PARAMETERS}, {one_pass.OUTER_PARAMETERS}"),
         "T y",
         f"long long row = i / width;"
         f"y = precsim_dot_{real}(&a[row * depth], &b[row / height * depth * width + i % width],"
@@ -175,7 +177,7 @@ def count(
     arguments: tuple[Any, ...] = (before, np.int64(size), *limits, found.there, after)
     if rule is not None:
         drawn = cupy.empty(0, np.uint32) if words is None else words
-        numbers = grid.numbers(one_pass.PARAMETERS, rule)
+        numbers = grid.numbers(one_pass.parameters(real), rule)
         arguments += (drawn, np.int32(words is not None), *numbers)
     kernel((one_pass_counts.blocks(size),), (grid.THREADS,), arguments)
     return lambda: one_pass_counts.read(found.read(), wanted.bins)
@@ -232,7 +234,17 @@ def _flags(
 
 _LEDGER = Ledger()
 _REAL = {"float32": "float", "float64": "double"}
-_PARAMETERS = one_pass.PARAMETERS.replace("double", "float64").replace("int ", "int32 ")
+_ROUNDING = {
+    "float": ("precsim_round_float", one_pass.ROUND_FLOAT),
+    "double": ("precsim_round", one_pass.ROUND),
+}
+
+
+def _declared(parameters: str) -> str:
+    """Return parameters as CuPy declares them."""
+    for c, name in (("double ", "float64 "), ("float ", "float32 "), ("int ", "int32 ")):
+        parameters = parameters.replace(c, name)
+    return parameters
 
 
 @cache

@@ -36,7 +36,12 @@ DEVICE = """
 """
 """What these words mean in CUDA."""
 
-_KINDS: dict[str, Any] = {"double": np.float64, "int": np.int32, "long long": np.int64}
+_KINDS: dict[str, Any] = {
+    "float": np.float32,
+    "double": np.float64,
+    "int": np.int32,
+    "long long": np.int64,
+}
 
 
 def numbers(parameters: str, values: Iterable[float]) -> tuple[Any, ...]:

@@ -77,18 +77,14 @@ def rule(fmt: Format, rounding: Mode, overflow: Overflow) -> Rule:
     )  # fmt: skip
 
 
-PLAIN = SIGNED | SUBNORMALS | ZERO | NEGATIVE_ZERO
-
-
 def settled(found: Rule, arguments: str = ARGUMENTS) -> str:
     """Return the arguments of `precsim_round` with those spelled out that decide what code it needs.
 
-    A compiler leaves out the code of other modes, and of what most formats do not lack: a third
-    remains.  There is one kernel for each mode, and for the formats that lack nothing (`PLAIN`).
+    A compiler leaves out the code of other modes, and of what the format does not lack: a third
+    remains.  There is one kernel for each mode and each set of flags, of which formats have few.
     """
-    *numbers, _, bits, flags = arguments.split(", ")
-    plain = found.flags & PLAIN == PLAIN
-    return ", ".join((*numbers, str(found.mode), bits, f"{flags} | {PLAIN}" if plain else flags))
+    *numbers, _, bits, _ = arguments.split(", ")
+    return ", ".join((*numbers, str(found.mode), bits, str(found.flags)))
 
 
 TYPES = """
@@ -96,31 +92,48 @@ typedef unsigned int word32;
 typedef unsigned long long word64;
 """
 
-ROUND = f"""
 
-PRECSIM double precsim_from_bits(word64 bits) {{
-    union {{ word64 bits; double value; }} both;
+def parameters(real: str) -> str:
+    """Return `PARAMETERS` of rounding in a carrier, "float" or "double"; numbers have its width."""
+    return PARAMETERS.replace("double", real)
+
+
+def _rounding(real: str) -> str:
+    """Return the code of rounding in a carrier; the names for float end in _float.
+
+    What a float holds fits into half the bits, and a device computes with those twice as fast.
+    """
+    s, word, width, fraction = (
+        ("_float", "word32", 32, 23) if real == "float" else ("", "word64", 64, 52)
+    )
+    bias = (1 << width - fraction - 2) - 1
+    infinity = (2 * bias + 1) << fraction
+    nan = infinity | 1 << fraction - 1
+    return f"""
+PRECSIM {real} precsim_from_bits{s}({word} bits) {{
+    union {{ {word} bits; {real} value; }} both;
     both.bits = bits;
     return both.value;
 }}
 
-PRECSIM word64 precsim_to_bits(double value) {{
-    union {{ word64 bits; double value; }} both;
+PRECSIM {word} precsim_to_bits{s}({real} value) {{
+    union {{ {word} bits; {real} value; }} both;
     both.value = value;
     return both.bits;
 }}
 
-/* 2^exponent, from -1074 up. */
-PRECSIM double precsim_power(int exponent) {{
-    if (exponent < -1022) return precsim_from_bits(1ull << (exponent + 1074));
-    return precsim_from_bits((word64)(exponent + 1023) << 52);
+/* 2^exponent, from {1 - bias - fraction} up. */
+PRECSIM {real} precsim_power{s}(int exponent) {{
+    if (exponent < {1 - bias}) return precsim_from_bits{s}(({word})1 << (exponent + {bias + fraction - 1}));
+    return precsim_from_bits{s}(({word})(exponent + {bias}) << {fraction});
 }}
 
 /* Whether a magnitude that lies rest / 2^dropped of a step above its lower neighbour, an odd or even
-   multiple of the step, goes up.  The rest has at most 53 bits. */
-PRECSIM int precsim_goes_up(word64 rest, int dropped, int odd, int negative, word32 word,
+   multiple of the step, goes up.  The rest has at most {fraction + 1} bits. */
+PRECSIM int precsim_goes_up{s}({word} rest, int dropped, int odd, int negative, word32 word,
                             int mode, int bits) {{
-    word64 half = dropped < 55 ? 1ull << (dropped - 1) : ~0ull, twice = 2ull * word + 1;
+    {word} half = ({word})1 << ((dropped < {fraction + 3} ? dropped : {fraction + 3}) - 1);
+    word64 wide = rest, twice = 2ull * word + 1;
     int spare = dropped - 33 < 54 ? dropped - 33 : 54;
     double share, t;
     switch (mode) {{
@@ -131,8 +144,8 @@ PRECSIM int precsim_goes_up(word64 rest, int dropped, int odd, int negative, wor
     case 4: return rest && negative;
     case 5: return rest && !odd;
     case 6:  /* (word + 1/2) / 2^32 is less than the share */
-        if (spare <= 0) return twice < rest << -spare;
-        return twice < (rest >> spare) + ((rest & ((1ull << spare) - 1)) != 0);
+        if (spare <= 0) return twice < wide << -spare;
+        return twice < (wide >> spare) + ((wide & ((1ull << spare) - 1)) != 0);
     case 10: return rest && word < 0x80000000u;
     }}
     share = ldexp((double)rest, -dropped);
@@ -144,58 +157,65 @@ PRECSIM int precsim_goes_up(word64 rest, int dropped, int odd, int negative, wor
 
 /* A magnitude, finite and not 0, lies `rest` / 2^dropped of a step above `kept` steps, of
    2^(binade - man_bits) each; if none is dropped it is a multiple of the step. */
-typedef struct {{ word64 kept, rest; int dropped, binade; }} precsim_parts;
+typedef struct {{ {word} kept, rest; int dropped, binade; }} precsim_parts{s};
 
-PRECSIM precsim_parts precsim_cut(double magnitude, int emin, int man_bits) {{
-    word64 all = precsim_to_bits(magnitude), whole = all & 0xFFFFFFFFFFFFFull;
-    int field = (int)(all >> 52), exponent = field ? field - 1023 : -1022;
-    precsim_parts parts;
-    if (field) whole |= 0x10000000000000ull;
-    while (!(whole >> 52)) {{  /* a subnormal of the carrier */
+PRECSIM precsim_parts{s} precsim_cut{s}({real} magnitude, int emin, int man_bits) {{
+    {word} all = precsim_to_bits{s}(magnitude), whole = all & {(1 << fraction) - 1:#x};
+    int field = (int)(all >> {fraction}), exponent = field ? field - {bias} : {1 - bias}, shift;
+    precsim_parts{s} parts;
+    if (field) whole |= ({word})1 << {fraction};
+    while (!(whole >> {fraction})) {{  /* a subnormal of the carrier */
         whole <<= 1;
         exponent -= 1;
     }}
     /* Beyond emax any step does: what comes of it is too large. */
     parts.binade = exponent < emin ? emin : exponent;
-    parts.dropped = (parts.binade - man_bits) - (exponent - 52);
-    parts.kept = parts.dropped < 64 ? whole >> (parts.dropped > 0 ? parts.dropped : 0) : 0;
-    parts.rest = parts.dropped <= 0 ? 0 : whole;
-    if (parts.dropped > 0 && parts.dropped < 64) parts.rest &= (1ull << parts.dropped) - 1;
+    parts.dropped = (parts.binade - man_bits) - (exponent - {fraction});
+    shift = parts.dropped < {fraction + 3} ? parts.dropped : {fraction + 3};  /* so far all is gone */
+    if (shift < 0) shift = 0;
+    parts.kept = whole >> shift;
+    parts.rest = whole & ((({word})1 << shift) - 1);
     return parts;
 }}
 
 /* Round one value.  The rules are those of precsim.formats.quantize. */
-PRECSIM double precsim_round(double x, word32 word, {PARAMETERS}) {{
-    word64 all = precsim_to_bits(x), magnitude = all & 0x7FFFFFFFFFFFFFFFull;
-    int negative = (int)(all >> 63);
-    const word64 infinity = 0x7FF0000000000000ull;
+PRECSIM {real} precsim_round{s}({real} x, word32 word, {parameters(real)}) {{
+    const {word} sign = ({word})1 << {width - 1}, infinity = {infinity:#x}, none = {nan:#x};
+    {word} all = precsim_to_bits{s}(x), magnitude = all & ~sign;
+    int negative = (int)(all >> {width - 1});
     int is_nan = magnitude > infinity, is_inf = magnitude == infinity;
-    double size = precsim_from_bits(magnitude);
+    {real} size = precsim_from_bits{s}(magnitude);
 
     if (magnitude < infinity && magnitude != 0) {{
-        precsim_parts parts = precsim_cut(size, emin, man_bits);
+        precsim_parts{s} parts = precsim_cut{s}(size, emin, man_bits);
         if (parts.dropped > 0) {{
-            parts.kept += precsim_goes_up(parts.rest, parts.dropped, (int)(parts.kept & 1), negative,
+            parts.kept += precsim_goes_up{s}(parts.rest, parts.dropped, (int)(parts.kept & 1), negative,
                                           word, mode, bits);
-            size = (double)parts.kept * precsim_power(parts.binade - man_bits);
+            size = ({real})parts.kept * precsim_power{s}(parts.binade - man_bits);
         }}
     }}
-    if (!(flags & {SUBNORMALS}) && (flags & {ZERO}) && size < smallest_normal) size = 0.0;
+    if (!(flags & {SUBNORMALS}) && (flags & {ZERO}) && size < smallest_normal) size = 0;
 
     if (size > largest) {{
         int inward = mode == 2 || mode == 5 || (mode == 3 && negative) || (mode == 4 && !negative);
         if ((flags & {SATURATE}) || (inward && !is_inf)) size = largest;
-        else size = precsim_from_bits(flags & {INF} ? infinity : 0x7FF8000000000000ull);
+        else size = precsim_from_bits{s}(flags & {INF} ? infinity : none);
     }}
-    if (size != size && !(flags & {NAN})) return 0.0;
+    if (size != size && !(flags & {NAN})) return 0;
     if (flags & {SIGNED}) {{
-        if (!(flags & {NEGATIVE_ZERO}) && size == 0.0) return 0.0;
-        return negative ? precsim_from_bits(precsim_to_bits(size) | 0x8000000000000000ull) : size;
+        if (!(flags & {NEGATIVE_ZERO}) && size == 0) return 0;
+        return negative ? precsim_from_bits{s}(precsim_to_bits{s}(size) | sign) : size;
     }}
-    if (!is_nan && x < 0) return precsim_from_bits(flags & {NAN} ? 0x7FF8000000000000ull : 0);
+    if (!is_nan && x < 0) return precsim_from_bits{s}(flags & {NAN} ? none : 0);
     return size < least ? least : size;
 }}
 """
+
+
+ROUND = _rounding("double")
+"""What rounds a double: `precsim_round`."""
+ROUND_FLOAT = _rounding("float")
+"""What rounds a float: `precsim_round_float`."""
 
 PHILOX = """
 /* High and low halves of the product of two 64-bit words. */

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.backend.grid import THREADS
-from precsim.backend.one_pass import PARAMETERS, ROUND
+from precsim.backend.one_pass import ROUND, ROUND_FLOAT, parameters
 
 NAMES = (
     "zeros", "flushed", "subnormal", "overflowed", "saturated", "nan", "nonfinite_in", "inexact",
@@ -113,10 +113,11 @@ def source(real: str, lowest: int, bins: int, rounding: str) -> str:
     With `rounding`, arguments of `precsim_round`, it rounds the numbers itself, and writes them to
     `after`; "" if it does not.
     """
-    after = f"{real} *after, const word32 *words, int draws, {PARAMETERS}"
-    rounded = f"precsim_round(x, draws ? words[i] : 0, {rounding})"
+    after = f"{real} *after, const word32 *words, int draws, {parameters(real)}"
+    suffix, code = ("_float", ROUND_FLOAT) if real == "float" else ("", ROUND)
+    rounded = f"precsim_round{suffix}(before[i], draws ? words[i] : 0, {rounding})"
     return f"""
-{ROUND if rounding else ""}
+{code if rounding else ""}
 PRECSIM word64 precsim_magnitude(double value) {{
     union {{ word64 bits; double value; }} both;
     both.value = value;

@@ -49,7 +49,10 @@ the smallest magnitude of a finite number but 0, infinity if there is none, and 
 
 
 class Bounds(NamedTuple):
-    """Where the ends of a format are, as bits: 0 where there is no lower end, infinity for no upper."""
+    """Where the ends of a format are, as bits: 0 where there is no lower end, infinity for no upper.
+
+    They come in an array, which is quicker to pass.
+    """
 
     flush: Any  # a smaller magnitude may become zero
     normal: Any  # a smaller result is subnormal or zero
@@ -64,7 +67,7 @@ def round_into(
     rounding: Mode,
     overflow: Overflow,
     words: Array | None,
-    bounds: Bounds,
+    bounds: Array,
     found: Array,
     lowest: int,
 ) -> Counted | None:
@@ -81,7 +84,7 @@ def round_into(
     return _run(run, choice.uint, x, out, drawn, choice.numbers, bounds, found, lowest)
 
 
-def count(x: Array, rounded: Array, bounds: Bounds, found: Array, lowest: int) -> Counted:
+def count(x: Array, rounded: Array, bounds: Array, found: Array, lowest: int) -> Counted:
     """Count what rounding has done to x."""
     uint = np.uint32 if x.dtype == np.float32 else np.uint64
     run = _counter(uint, None, 0, 0)
@@ -96,7 +99,7 @@ def _run(
     out: Array,
     drawn: Array,
     numbers: Array,
-    bounds: Bounds,
+    bounds: Array,
     found: Array,
     lowest: int,
 ) -> Counted:
@@ -106,7 +109,7 @@ def _run(
         table, first = tables.single, 1023 + lowest
     before = x.reshape(-1).view(uint)
     after = before if out is x else out.reshape(-1).view(uint)
-    return run(before, after, drawn, numbers, *bounds, table, found, first)
+    return run(before, after, drawn, numbers, bounds, table, found, first)
 
 
 def _infinity(uint: Any) -> Any:
@@ -124,9 +127,10 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
 
     @compiled
     def run(
-        source: Any, target: Any, words: Any, packed: Any, flush: Any, normal: Any, largest: Any,
-        safe: Any, table: Any, found: Any, first: Any,
+        source: Any, target: Any, words: Any, packed: Any, bounds: Any, table: Any, found: Any,
+        first: Any,
     ) -> Any:  # fmt: skip
+        flush, normal, largest, safe = Bounds(bounds[0], bounds[1], bounds[2], bounds[3])
         c, counts = unpack(packed), np.zeros(8, np.int64)
         square = error = 0.0
         ends, few = max(flush, normal), source.size <= FEW

@@ -32,7 +32,7 @@ class Ends(NamedTuple):
     normal_from: float  # a smaller result is subnormal or zero
     finite_to: float  # no larger magnitude, no infinity and no NaN
     largest: float  # beyond it results are saturated, or infinite, or NaN
-    bits: tuple[Any, ...]  # the same for compiled kernels (`precsim.backend.fused_counts.Bounds`)
+    bits: Any  # the same for compiled kernels, in an array (`precsim.backend.fused_counts.Bounds`)
 
 
 @lru_cache(maxsize=1024)
@@ -48,7 +48,7 @@ def ends(fmt: AnyFormat, dtype: np.dtype[Any]) -> Ends:
     flushes = smallest if has_zero else 0.0
     safe = max(finite, 0.0)
     bits: Any = np.array([flushes, normal, largest, safe], dtype).view(f"u{dtype.itemsize}")
-    return Ends(exact, flushes, normal, finite, largest, tuple(bits))
+    return Ends(exact, flushes, normal, finite, largest, bits)
 
 
 _NO_BINS = np.zeros(0, np.int64)
@@ -78,7 +78,6 @@ class Tally:
         self.ends = ends(fmt, dtype)
         self.exponents = Exponents(dtype) if histogram else None
         self._on_device: Callable[[], one_pass_counts.Counted] | None = None
-        vars(self).update(_NOTHING)
 
     @classmethod
     def of(
@@ -126,14 +125,14 @@ class Tally:
             histogram=self.exponents is not None,
         )
         self._on_device = device.count(exact, rounded, wanted, *how)
-        for name in _NOTHING:
-            delattr(self, name)
 
     def __getattr__(self, name: str) -> Any:
-        """Fetch the counts that are on a device still; all others are attributes."""
+        """Fetch counts that are on a device still, or begin with those of nothing."""
         if name not in _NOTHING:
             msg = f"a tally has no {name!r}"
             raise AttributeError(msg)
+        if self._on_device is None:
+            vars(self).update(_NOTHING)
         self._fetch()
         return vars(self)[name]
 

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from precsim.backend import cupy as device
-from precsim.backend.one_pass_counts import NAMES
 from precsim.engine.dispatch import Event
 from precsim.engine.exponents import HIGHEST, LOWEST
 from precsim.engine.tally import Tally
@@ -27,7 +26,6 @@ from precsim.formats.registry import element_of
 
 __all__ = ["COUNTS", "HIGHEST", "LOWEST", "Counters", "OpCounts", "count", "total"]
 
-_TALLIED = (*NAMES, "amax", "amin", "square", "error")
 COUNTS = ("n", "zeros", "flushed", "subnormal", "overflowed", "saturated", "nan", "nonfinite_in",
           "inexact", "swamped", "updates")  # fmt: skip
 
@@ -142,12 +140,12 @@ class Counters:
 
     histograms: bool = True
     keep: Callable[[Event], bool] | None = None
-    _rows: list[Note] = field(default_factory=list, init=False, repr=False)
+    _rows: list[OpCounts | Pending] = field(default_factory=list, init=False, repr=False)
 
     @property
     def rows(self) -> list[OpCounts]:
         """One row for every op so far; reading them waits for a device that still counts."""
-        return [row.read() for row in self._rows]
+        return read(self._rows)
 
     @property
     def needs(self) -> str:
@@ -186,51 +184,55 @@ def total(rows: Iterable[OpCounts], **wanted: str) -> OpCounts:
 
 def count(event: Event, *, histogram: bool = True) -> OpCounts:
     """Return the counts of one event.  Defined for empty, all-zero, all-NaN and 0-d results."""
-    return note(event, histogram=histogram).read()
+    (row,) = read([note(event, histogram=histogram)])
+    return row
 
 
-def note(event: Event, *, histogram: bool = True) -> Note:
-    """Return what `count` does, to be read later: a device counts on, and nobody waits for it."""
+def note(event: Event, *, histogram: bool = True) -> OpCounts | Pending:
+    """Return what `count` does, or, if a device still counts, what `read` makes that of."""
     fmt, t = event.format, event.tally
     names = (event.path, event.step, event.call, event.op, event.phase, event.role, event.scope,
              fmt.name, element_of(fmt).u, event.rounded.size)  # fmt: skip
     if not event.rounded.size:
-        return Note(OpCounts(*names))
+        return OpCounts(*names)
     if t is None or (histogram and t.exponents is None):
         t = Tally.of(event.exact, event.rounded, fmt, histogram=histogram, factor=event.factor)
-    moved = _updates(event) if event.op == "apply_update" else dict
-    found = Note(OpCounts(*names), t, moved, histogram=histogram)
-    if array_module(event.rounded) is np:
-        found.read()  # there is nothing to wait for
-    return found
+    moved = _updates(event) if event.op == "apply_update" else None
+    if array_module(event.rounded) is np:  # there is nothing to wait for
+        return _row(names, t, moved, histogram)
+    return Pending(names, t, moved, histogram)
 
 
-class Note:
-    """The counts of an op, some of which a device may still have."""
+Names = tuple[str, int, int, str, str, str, str, str, float, int]
+"""The first ten fields of `OpCounts`."""
+Moved = Callable[[], dict[str, int]] | None
 
-    __slots__ = ("_histogram", "_moved", "_row", "_tally")
 
-    def __init__(
-        self,
-        row: OpCounts,
-        tally: Tally | None = None,
-        moved: Callable[[], dict[str, int]] = dict,
-        *,
-        histogram: bool = False,
-    ) -> None:
-        self._row, self._tally, self._moved, self._histogram = row, tally, moved, histogram
+class Pending(NamedTuple):
+    """The counts of an op that a device may still be at: what `_row` makes one of them."""
 
-    def read(self) -> OpCounts:
-        """Return the counts, and wait for them if need be; always the same object."""
-        row, t = self._row, self._tally
-        if t is not None:
-            self._tally = None
-            for name in _TALLIED:
-                setattr(row, name, getattr(t, name))
-            row.histogram = t.histogram if self._histogram else None
-            for name, number in self._moved().items():
-                setattr(row, name, number)
-        return row
+    names: Names
+    tally: Tally
+    moved: Moved
+    histogram: bool
+
+
+def _row(names: Names, t: Tally, moved: Moved, histogram: bool) -> OpCounts:
+    row = OpCounts(
+        *names, t.zeros, t.flushed, t.subnormal, t.overflowed, t.saturated, t.nan, t.nonfinite_in,
+        t.inexact, 0, 0, t.amax, t.amin, t.square, t.error, t.histogram if histogram else None,
+    )  # fmt: skip
+    if moved is not None:
+        vars(row).update(moved())
+    return row
+
+
+def read(rows: list[OpCounts | Pending]) -> list[OpCounts]:
+    """Wait for the rows that are pending, and return all; the list keeps them as well."""
+    for i, row in enumerate(rows):
+        if isinstance(row, Pending):
+            rows[i] = _row(*row)
+    return cast(list[OpCounts], rows)
 
 
 def _updates(event: Event) -> Callable[[], dict[str, int]]:

@@ -30,7 +30,7 @@ from precsim.backend import to_numpy
 from precsim.engine.dispatch import Event
 from precsim.formats.format import Format
 from precsim.formats.registry import AnyFormat
-from precsim.observe.counters import Note, OpCounts, note
+from precsim.observe.counters import OpCounts, Pending, note, read
 from precsim.observe.shadow import local_error
 
 LEVELS = ("off", "counts", "hist", "shadow", "tensors")
@@ -111,33 +111,33 @@ class Tracer:
             local_error if level.includes("shadow") else None
         )
         self._trace = StepTrace()
-        self._notes: list[Note] = []  # of the rows, which a device may still be counting
+        self._rows: list[OpCounts | Pending] = []
         self._errors: list[float | None] = []  # None: the row tells
         self._sources: dict[str, str] = {}
 
     def __call__(self, event: Event) -> None:
         """Note one op."""
-        trace, number = self._trace, len(self._notes)
-        self._notes.append(note(event, histogram=self.needs == "hist"))
+        number = len(self._rows)
+        self._rows.append(note(event, histogram=self.needs == "hist"))
         if self._hasher:
             rounded = to_numpy(event.rounded)
             self._hashes.append(self._hasher.submit(digest, rounded, event.format))
         self._errors.append(self._error(event))
         if event.path not in self._sources:
             self._sources[event.path] = calling_line(sys._getframe(1))
-        trace.sources[event.path] = self._sources[event.path]
         if self.level.name == "tensors" and matches(event.path, self.level.pattern):
-            trace.tensors[number] = to_numpy(event.rounded)
+            self._trace.tensors[number] = to_numpy(event.rounded)
 
     def drain(self) -> StepTrace:
         """Return what was seen, and start afresh."""
         trace, self._trace = self._trace, StepTrace()
-        trace.rows = [waiting.read() for waiting in self._notes]
+        trace.rows = read(self._rows)
+        trace.sources = {row.path: self._sources[row.path] for row in trace.rows}
         trace.errors = [
             row.relative_error if error is None else error
             for row, error in zip(trace.rows, self._errors, strict=True)
         ]
-        self._notes, self._errors = [], []
+        self._rows, self._errors = [], []
         trace.hashes = [future.result() for future in self._hashes] or [0] * len(trace.rows)
         self._hashes = []
         return trace

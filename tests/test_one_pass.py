@@ -129,6 +129,16 @@ def test_it_has_the_bits_of_the_array_kernels(code, fmt, rounding):
             np.testing.assert_array_equal(got.view(uint)[~nan], expected.view(uint)[~nan])
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_signalling_nan_comes_out_quiet_as_processors_make_it(code, dtype):
+    """IEEE 754-2019, 6.2: the first bit of the fraction is set; sign and payload stay."""
+    uint, first = (np.uint32, 22) if dtype is np.float32 else (np.uint64, 51)
+    infinity = np.array([np.inf, -np.inf], dtype).view(uint)
+    signalling = (infinity | uint(5)).view(dtype)
+    got = rounder(code, format("e5m2"), "nearest", Overflow.IEEE, dtype)(signalling)
+    np.testing.assert_array_equal(got.view(uint), infinity | uint(5) | uint(1 << first))
+
+
 @pytest.mark.parametrize(("counter", "the_key", "expected"), KNOWN_ANSWERS)
 def test_the_cipher_gives_the_published_answers(code, counter, the_key, expected):
     four = ndpointer(np.uint64, flags="C")

@@ -184,7 +184,7 @@ PRECSIM {real} precsim_round{s}({real} x, word32 word, {parameters(real)}) {{
     {word} all = precsim_to_bits{s}(x), magnitude = all & ~sign;
     int negative = (int)(all >> {width - 1});
     int is_nan = magnitude > infinity, is_inf = magnitude == infinity;
-    {real} size = precsim_from_bits{s}(magnitude);
+    {real} size = precsim_from_bits{s}(is_nan ? magnitude | none : magnitude);  /* a quiet NaN */
 
     if (magnitude < infinity && magnitude != 0) {{
         precsim_parts{s} parts = precsim_cut{s}(size, emin, man_bits);

@@ -160,6 +160,23 @@ def test_the_readme_is_written_from_rows_that_were_measured_before(tmp_path, mon
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "No such file"), (b"\xff", "utf-8"), (b"{", "Expecting"), (b"[]", "list"),
+     (b"{}", "rows")],
+)  # fmt: skip
+def test_a_file_that_json_did_not_write_is_told_in_a_sentence(content, problem, tmp_path, capsys):
+    source = tmp_path / "rows.json"
+    if content is not None:
+        source.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--from", str(source), "--readme"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "expected a file that --json wrote" in said
+    assert problem in said
+
+
 def test_the_readme_has_the_markers():
     page = (ROOT / "README.md").read_text(encoding="utf-8")
     assert between_markers(page, "") != page

@@ -61,19 +61,6 @@ class Tally:
     called with each block of NumPy's arrays, flat, of `BLOCK_BYTES` at most, before and after.
     """
 
-    zeros: int
-    flushed: int
-    subnormal: int
-    overflowed: int
-    saturated: int
-    nan: int
-    nonfinite_in: int
-    inexact: int
-    amax: float
-    amin: float
-    square: float
-    error: float
-
     def __init__(self, fmt: AnyFormat, dtype: np.dtype[Any], *, histogram: bool) -> None:
         self.ends = ends(fmt, dtype)
         self.exponents = Exponents(dtype) if histogram else None

@@ -24,6 +24,19 @@ NAMES = ("rounding", "accumulators", "step", "observe", "growth")
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def stored(name):
+    """Return what `--json` wrote to a file; argparse tells who gives another."""
+    try:
+        data = json.loads(Path(name).read_text(encoding="utf-8"))
+        missing = {"machine", "rows"} - data.keys()
+    except (OSError, ValueError, AttributeError) as error:
+        missing = error
+    if missing:
+        msg = f"expected a file that --json wrote; {name}: {missing}"
+        raise argparse.ArgumentTypeError(msg)
+    return data
+
+
 def main(arguments):
     """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
@@ -31,10 +44,12 @@ def main(arguments):
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, help="these tables")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write rows and machine")
     parser.add_argument("--readme", action="store_true", help="write README.md and its figure")
-    parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="measure nothing")
+    parser.add_argument(
+        "--from", dest="stored", type=stored, metavar="FILE", help="measure nothing"
+    )
     given = parser.parse_args(arguments)
-    if given.source:
-        data = json.loads(given.source.read_text())
+    if given.stored:
+        data = given.stored
     else:
         data = {"machine": fingerprint(), "rows": []}
         for name in given.only:

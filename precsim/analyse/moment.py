@@ -126,6 +126,11 @@ class Site:
         return f"{self.role}/{self.scope}/{self.op}"
 
     @property
+    def title(self) -> str:
+        """The name, as tables and figures have it: the cast of the weights is one for all of them."""
+        return f"{self.name} (all)" if self == WEIGHTS else self.name
+
+    @property
     def phase(self) -> str:
         """Forward, backward or update."""
         return PHASES[self.role]

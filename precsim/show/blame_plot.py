@@ -19,7 +19,7 @@ WORST = 12
 def blame_bars_data(found: Blame, most: int = WORST) -> Data:
     """Return the worst sites of a blame, those first whose promotion removes most."""
     rows = [
-        {"site": one.site.name if one.site.scope or one.site.role != "weights" else f"{one.site.name} (all)",
+        {"site": one.site.title,
          "alone": one.alone, "without": one.without, "removes": one.removes}
         for one in found.worst(most)
     ]  # fmt: skip

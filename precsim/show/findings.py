@@ -10,7 +10,6 @@ from rich.text import Text
 
 from precsim.analyse.blame import Blame, Share
 from precsim.analyse.diff import Diff, Row, Verdict
-from precsim.analyse.moment import Site
 from precsim.analyse.scales import Outlook
 from precsim.analyse.search import Found
 from precsim.observe.whatif import Loss
@@ -109,7 +108,7 @@ def blame_table(shares: Sequence[Share], width: int) -> RenderableType:
 def _blame_cells(one: Share) -> Cells:
     site = one.site
     return [
-        _called(site),
+        site.title,
         Text(site.precision, style=_ink(site.precision)),
         f"{one.alone:.2g}",
         share(one.share),
@@ -117,11 +116,6 @@ def _blame_cells(one: Share) -> Cells:
         f"{one.without:.2g}",
         f"{one.removes:.1%}",
     ]
-
-
-def _called(site: Site) -> str:
-    """Return a site's name; the cast of the weights is one for all of them."""
-    return site.name if site.scope or site.role != "weights" else f"{site.name} (all)"
 
 
 def _ink(precision: str) -> str:
@@ -147,7 +141,7 @@ def search_sentences(found: Found) -> list[str]:
         return [*lines, found.reason]
     lines.append(f"keep {len(found.keep)} high: error {found.error:.3g}, dropping any one breaks "
                  f"it ({found.evaluations} steps run)")  # fmt: skip
-    lines += [f"  {_called(site)}" for site in found.keep]
+    lines += [f"  {site.title}" for site in found.keep]
     return [*lines, "", f'policy = "{found.policy}"']
 
 

@@ -21,7 +21,7 @@ TENSORS = (
     "accumulate", "arithmetic", "block", "context", "counters", "delayed", "dispatch", "functional",
     "gpt", "grad_scaler", "guard", "low_recipes", "ops", "optim", "optim16", "optim8bit", "policy",
     "recipes_kernels", "recipes_products", "recipes_table", "recipes_torch", "recipes_train", "rule",
-    "scaling", "seed", "session", "step", "trials", "weight_recipes",
+    "scaling", "seed", "session", "step", "tape", "trials", "weight_recipes",
 )  # fmt: skip
 ARRAYS = (
     "accounting", "block_numbers", "block_traps", "blocks", "codes", "exact", "format_arithmetic",

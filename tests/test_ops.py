@@ -84,6 +84,16 @@ SAMPLES = {
         ((spread(2),), {"index": (slice(1, 3), -1), "shape": (4, 3)}),
         ((spread(),), {"index": 0, "shape": (1,)}),
     ],
+    "piece": [
+        ((spread(3),), {"axis": 0, "place": 2}),
+        ((spread(2, 3, 4),), {"axis": 1, "place": 0}),
+        ((spread(2, 0, 3),), {"axis": 2, "place": 1}),
+    ],
+    "join": [
+        ((spread(2), spread(2)), {"axis": 0, "places": (2, 0), "length": 3}),
+        ((spread(2, 3), spread(2, 3)), {"axis": 1, "places": (0, 1), "length": 2}),
+        ((spread(),), {"axis": 0, "places": (1,), "length": 4}),
+    ],
     "gather": [
         ((spread(4, 3),), {"ids": np.array([2, 0, 2, 2])}),
         ((spread(4, 3),), {"ids": np.array([[1, 1], [3, 0]])}),
@@ -260,6 +270,7 @@ def in_torch(torch):
         "broadcast_to": lambda x, shape: x.broadcast_to(shape),
         "slice": taken,
         "unslice": put,
+        "piece": lambda x, axis, place: x.select(axis, place),
         "gather": lambda x, ids: f.embedding(torch.tensor(ids), x),
         "scatter_add": lambda x, ids, rows: torch.zeros(rows, x.shape[-1], dtype=x.dtype).index_add(
             0, torch.tensor(ids).reshape(-1), x.reshape(-1, x.shape[-1])

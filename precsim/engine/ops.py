@@ -15,10 +15,11 @@ from types import EllipsisType
 from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_tuple
+from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from precsim.engine.arithmetic import Arithmetic, Array
 from precsim.engine.dispatch import primitive
+from precsim.engine.tape import Part
 from precsim.engine.tensor import Tensor
 from precsim.formats.arrays import array_module
 
@@ -74,6 +75,35 @@ def unslice(m: Arithmetic, x: Array, index: Any, shape: tuple[int, ...]) -> Arra
     whole = m.empty(shape)
     whole[...] = 0
     whole[index] = x
+    return whole
+
+
+@primitive("movement", vjps=(lambda g, out, x, axis, place: Part(g, axis, place),))
+def piece(m: Arithmetic, x: Array, axis: int, place: int) -> Array:
+    """Return what lies at a place of an axis (from 0 on), without the axis: one of `unbind`."""
+    return m.xp.asarray(x[(slice(None),) * axis + (place,)])  # type: ignore[no-any-return]
+
+
+def unbind(x: Tensor, axis: int) -> tuple[Tensor, ...]:
+    """Take a tensor apart along an axis; the gradients are put together again, not added up.
+
+    So it is with PyTorch's `split`, whose backward is one `cat`.  Slices of one tensor may overlap,
+    so theirs are filled up with zeros and added, and every addition rounds.
+    Raises `ValueError` (NumPy's `AxisError`) for an axis that there is not.
+    """
+    axis = normalize_axis_index(axis, x.ndim)
+    return tuple(piece(x, axis=axis, place=place) for place in range(x.shape[axis]))
+
+
+@primitive("movement")
+def join(m: Arithmetic, *pieces: Array, axis: int, places: tuple[int, ...], length: int) -> Array:
+    """Put pieces at places of a new axis of so many, zeros where there is none: see `unbind`."""
+    shape = pieces[0].shape
+    whole = m.empty((*shape[:axis], length, *shape[axis:]))
+    if len(pieces) < length:
+        whole[...] = 0
+    for place, part in zip(places, pieces, strict=True):
+        whole[(slice(None),) * axis + (place,)] = part
     return whole
 
 

@@ -2,7 +2,8 @@
 
 The walk runs each op's backward rule.  The rules are written in the same ops as everything else, so
 gradients are rounded and observed by the same funnel, in the scope of the op that made them; that a
-value used twice adds up two gradients is an op too, and rounds.  Where the policy says "widest", a
+value used twice adds up two gradients is an op too, and rounds.  (Gradients of the pieces that a
+value was taken apart into are put together; nothing is added.)  Where the policy says "widest", a
 gradient is cast to the format of the tensor that it belongs to, as PyTorch's autograd does.
 """
 
@@ -12,13 +13,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from precsim.engine.context import using
+from precsim.engine.context import current, using
 from precsim.formats.format import Format
 
 if TYPE_CHECKING:
     from precsim.engine.tensor import Tensor
 
-Vjp = Callable[..., "Tensor"]
+
+class Part(NamedTuple):
+    """The gradient of what lies at one place of an axis; the rest of the tensor's comes by itself."""
+
+    gradient: Tensor
+    axis: int
+    place: int
+
+
+Vjp = Callable[..., "Tensor | Part"]
 """Backward rule for one operand: (gradient of output, output, *operands, **params) -> gradient."""
 
 
@@ -55,25 +65,71 @@ def backward(root: Tensor, gradient: Tensor) -> None:
 
     Leaves that have a gradient already (an earlier micro-batch) accumulate, in an op of their own.
     """
-    pending = {id(root): gradient}
+    arrived = _Arrived()
+    arrived.sums[id(root)] = gradient
     for tensor in reversed(_topological_order(root)):
-        gradient = pending.pop(id(tensor))
+        gradient = arrived.take(tensor)
         node = tensor.node
         if node is None:
             with using(role="weight_gradients", scope=tensor.name, taping=False):
                 tensor.grad = _accumulate(tensor.grad, gradient)
             continue
         for x, vjp in zip(node.inputs, node.op.vjps, strict=False):
-            if not x.requires_grad:
-                continue
-            role = "weight_gradients" if x.is_weight else "gradients"
-            with using(role=role, scope=node.scope, taping=False) as context:
-                part = vjp(gradient, tensor, *node.inputs, **node.params)
-                if part.shape != x.shape:
-                    part = OPS["sum_to"].call(part, shape=x.shape)
-                if context.policy.follows(role) and isinstance(x.format, Format):
-                    part = OPS["cast"].call(part, like=x.format)
-                pending[id(x)] = _accumulate(pending.get(id(x)), part)
+            if x.requires_grad:
+                with using(role=_role(x), scope=node.scope, taping=False):
+                    arrived.add(x, vjp(gradient, tensor, *node.inputs, **node.params))
+
+
+class _Arrived:
+    """The gradients of tensors that the walk has not come to: a sum, and parts by axis and place."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, Tensor] = {}
+        self.parts: dict[int, dict[tuple[int, int], Tensor]] = {}
+        self.scopes: dict[int, str] = {}  # where a tensor was taken apart
+
+    def add(self, x: Tensor, found: Tensor | Part) -> None:
+        """Add what a backward rule found for x."""
+        if isinstance(found, Part):
+            parts, place = self.parts.setdefault(id(x), {}), (found.axis, found.place)
+            self.scopes[id(x)] = current().scope
+            parts[place] = _accumulate(parts.get(place), _followed(x, found.gradient))
+            return
+        if found.shape != x.shape:
+            found = OPS["sum_to"].call(found, shape=x.shape)
+        self.sums[id(x)] = _accumulate(self.sums.get(id(x)), _followed(x, found))
+
+    def take(self, x: Tensor) -> Tensor:
+        """Return the whole gradient of x, for which nothing comes any more."""
+        total, parts = self.sums.pop(id(x), None), self.parts.pop(id(x), None)
+        if parts:
+            with using(role=_role(x), scope=self.scopes.pop(id(x)), taping=False):
+                for axis in sorted({axis for axis, _ in parts}):
+                    total = _accumulate(total, _join(x, axis, parts))
+        assert total is not None
+        return total
+
+
+def _join(x: Tensor, axis: int, parts: dict[tuple[int, int], Tensor]) -> Tensor:
+    """Put the parts along an axis together; those of several formats are cast to one before."""
+    found = {place: part for (along, place), part in parts.items() if along == axis}
+    pieces = list(found.values())
+    if len({piece.format for piece in pieces}) > 1:
+        pieces = [OPS["cast"].call(piece, like=x.format) for piece in pieces]
+    return OPS["join"].call(*pieces, axis=axis, places=tuple(found), length=x.shape[axis])
+
+
+def _role(x: Tensor) -> str:
+    """Return the role of the gradient of x."""
+    return "weight_gradients" if x.is_weight else "gradients"
+
+
+def _followed(x: Tensor, gradient: Tensor) -> Tensor:
+    """Cast a gradient to the format of its tensor, where the policy says "widest"."""
+    context = current()
+    if context.policy.follows(context.role) and isinstance(x.format, Format):
+        return OPS["cast"].call(gradient, like=x.format)
+    return gradient
 
 
 def _accumulate(total: Tensor | None, part: Tensor) -> Tensor:

@@ -194,7 +194,7 @@ class GPT:
         batch, time, width = x.shape
         heads, size = self.config.heads, width // self.config.heads
         qkv = self._linear(x, name, "qkv").reshape(batch, time, 3, heads, size)
-        q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))  # (B, H, T, C/H)
+        q, k, v = (part.swapaxes(1, 2) for part in ops.unbind(qkv, axis=2))  # (B, H, T, C/H)
         causal = np.tri(time, dtype=bool)
         with scope("attn"):
             scores = q @ k.swapaxes(2, 3) * (1 / sqrt(size))  # (B, H, T, T)

@@ -14,6 +14,7 @@ import precsim as ps
 from precsim import testing
 from precsim.backend import cupy as device
 from precsim.backend import key, to_numpy, uniform, words
+from precsim.backend.formula import Formula
 from precsim.cli import main
 from precsim.engine.arithmetic import Arithmetic
 from precsim.engine.context import using
@@ -102,6 +103,20 @@ def _flat(codes):
     """Yield the arrays in nested tuples."""
     for part in codes:
         yield from _flat(part) if isinstance(part, tuple) else [part]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_formulas(cupy, dtype):
+    def function(x, row, column):
+        return (x - row) * 0.1 * column + x / row
+
+    x = sample(dtype)
+    operands = x, x[:, :1], x[0]
+    on_device = [cupy.asarray(part) for part in operands]
+    with np.errstate(all="ignore"):
+        expected = function(*operands)
+        same(Formula(function)(*on_device, out=cupy.empty(x.shape, dtype)), expected)
+        same(Formula(function)(*on_device, out=on_device[0]), expected)
 
 
 @pytest.mark.parametrize("start", [0, 5, 2**40])

@@ -101,7 +101,10 @@ def test_no_import_runs_in_a_circle():
 
 @pytest.mark.parametrize(
     ("libraries", "files"),
-    [(("cupy", "cupyx"), {"cupy"}), (("numba", "llvmlite"), {"fused", "fused_bits"})],
+    [
+        (("cupy", "cupyx"), {"cupy"}),
+        (("numba", "llvmlite"), {"fused", "fused_bits", "fused_formula"}),
+    ],
 )
 def test_few_files_import_what_is_optional(libraries, files):
     importers = {

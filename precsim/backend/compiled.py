@@ -6,7 +6,7 @@ second or two; so this waits until a process has rounded so much that they pay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -164,6 +164,15 @@ def add(
     from precsim.backend import fused_sums
 
     return fused_sums.add(total, term, fmt, rounding, overflow, words, from_zero=from_zero)
+
+
+def evaluate(steps: tuple[Any, ...], operands: Sequence[Array], out: Array) -> bool:
+    """Write a formula to `out` (`precsim.backend.formula`), in one pass; False: it is not done."""
+    if _kernels(out.size, counts=False) is None:
+        return False
+    from precsim.backend import fused_formula
+
+    return fused_formula.run(steps, operands, out)
 
 
 def random(key: tuple[int, int], block: int, blocks: int) -> Array | None:

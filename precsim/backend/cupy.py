@@ -3,12 +3,12 @@
 The kernels are `precsim.backend.one_pass`'s: rounding, with whatever the mode and the overflow rule
 ask for, and random words, each a single pass over the device's memory; `one_pass_blocks`', which
 round blocks that share a scale; and `one_pass_counts`', which say what rounding
-did, and round on the way where both are wanted.
+did, and round on the way where both are wanted.  A formula is a kernel as it stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -140,6 +140,20 @@ def multiply(
         one_pass.ROUND + one_pass.dot(real, *how),
     )
     kernel(a, b, height, depth, width, chunk, *inner, *outer, out)
+
+
+def evaluate(steps: tuple[Any, ...], operands: Sequence[Array], out: Array) -> bool:
+    """Write a formula to `out` (`precsim.backend.formula`), in one pass; True."""
+    count = len(operands)
+    names = [f"{'x' if n < count else 't'}{n}" for n in range(count + len(steps))]
+    lines = []
+    for name, (sign, *terms) in zip(names[count:], steps, strict=True):
+        left, right = (names[t] if isinstance(t, int) else f"(T){t!r}" for t in terms)
+        lines.append(f"T {name} = {left} {sign} {right}")
+    inputs = ", ".join(f"T {name}" for name in names[:count])
+    operation = "; ".join([*lines, f"y = {names[-1]}"])
+    _kernel("precsim_formula", inputs, "T y", operation, "")(*operands, out)
+    return True
 
 
 def philox(xp: Any, first: int, blocks: int, key: tuple[int, int]) -> Array:

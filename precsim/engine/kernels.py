@@ -4,6 +4,7 @@ Each is one op with a backward kernel of its own.  `nn/functional.py` has the sa
 out in primitives; the policy's `granularity` chooses, and in float64 the two must agree.
 
 A kernel passes over its rows several times, so it takes few enough at a time to stay in a cache.
+What it does element by element is a `formula`, a single pass where Numba is installed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from precsim.backend.formula import formula
 from precsim.engine.arithmetic import Arithmetic, Array
 from precsim.engine.dispatch import primitive
 from precsim.engine.ops import sum_to
@@ -64,13 +66,23 @@ def _products(xp: Any, a: Array, b: Array) -> Array:
     return xp.einsum("ij,ij->i", a, b)[:, None]  # type: ignore[no-any-return]
 
 
+@formula
+def _difference(x: Any, y: Any) -> Any:
+    return x - y
+
+
+@formula
+def _quotient(x: Any, y: Any) -> Any:
+    return x / y
+
+
 def _exponentials(xp: Any, x: Array, out: Array) -> tuple[Array, Array]:
     """Write e^(x - largest of its row), in which nothing overflows.
 
     Return the rows' sums (N, 1) and their largest (N, 1).
     """
     largest = _largest(xp, x)
-    xp.subtract(x, largest, out=out)
+    _difference(x, largest, out=out)
     xp.exp(out, out=out)
     return _sums(xp, out), largest
 
@@ -85,7 +97,7 @@ def softmax(m: Arithmetic, x: Array, keep: Array | None = None) -> Array:
     out = m.like(x)
     for shown, y in _shown(m.xp, x, out, keep):
         total, _ = _exponentials(m.xp, shown, y)
-        y /= total
+        _quotient(y, total, out=y)
     return out
 
 
@@ -114,9 +126,14 @@ def softmax_grad(m: Arithmetic, g: Array, y: Array) -> Array:
     out = m.like(y)
     g, y, z = _as_rows(g, y, out)
     for part in _parts(y):
-        m.xp.subtract(g[part], _products(m.xp, g[part], y[part]), out=z[part])
-        z[part] *= y[part]
+        slope = _products(m.xp, g[part], y[part])
+        _softmax_slope(g[part], slope, y[part], out=z[part])
     return out
+
+
+@formula
+def _softmax_slope(g: Any, slope: Any, y: Any) -> Any:
+    return (g - slope) * y
 
 
 @primitive(
@@ -136,10 +153,20 @@ def layer_norm(m: Arithmetic, x: Array, weight: Array, bias: Array, eps: float) 
     wide = Arithmetic(m.xp, m.carrier)
     x, y = _as_rows(x, out)
     for part in _parts(x):
-        _normalise(wide, x[part], eps, y[part])
-        y[part] *= weight
-        y[part] += bias
+        here = y[part]
+        scale = _centred(wide, x[part], eps, here)
+        _stretched(here, scale, weight, bias, out=here)
     return out
+
+
+@formula
+def _stretched(centred: Any, scale: Any, weight: Any, bias: Any) -> Any:
+    return centred * scale * weight + bias
+
+
+@formula
+def _product(x: Any, y: Any) -> Any:
+    return x * y
 
 
 @primitive("kernel")
@@ -149,14 +176,18 @@ def layer_norm_grad(m: Arithmetic, g: Array, x: Array, weight: Array, eps: float
     g, x, z = _as_rows(g, x, out)
     for part in _parts(x):
         y, gy = m.empty(x[part].shape), z[part]
-        scale = _normalise(m, x[part], eps, y)
-        m.xp.multiply(g[part], weight, out=gy)
-        mean = gy.mean(axis=1, keepdims=True)
-        y *= _products(m.xp, gy, y) / gy.shape[1]
-        gy -= mean
-        gy -= y
-        gy *= scale
+        scale = _centred(m, x[part], eps, y)
+        _product(y, scale, out=y)
+        _product(g[part], weight, out=gy)
+        mean = _sums(m.xp, gy) / gy.shape[1]
+        slope = _products(m.xp, gy, y) / gy.shape[1]
+        _layer_norm_slope(gy, mean, y, slope, scale, out=gy)
     return out
+
+
+@formula
+def _layer_norm_slope(gy: Any, mean: Any, y: Any, slope: Any, scale: Any) -> Any:
+    return (gy - mean - y * slope) * scale
 
 
 @primitive("reduction")
@@ -165,23 +196,28 @@ def layer_norm_weight_grad(m: Arithmetic, g: Array, x: Array, eps: float) -> Arr
     g, x = _as_rows(g, x)
     y = m.like(x)
     for part in _parts(x):
-        _normalise(m, x[part], eps, y[part])
-        y[part] *= g[part]
+        here = y[part]
+        scale = _centred(m, x[part], eps, here)
+        _weighted(here, scale, g[part], out=here)
     return m.sum(y, 0)
 
 
-def _normalise(m: Arithmetic, x: Array, eps: float, out: Array) -> Array:
-    """Write (x - mean) / deviation of each row of (N, C), and return 1 / deviation (N, 1).
+@formula
+def _weighted(centred: Any, scale: Any, g: Any) -> Any:
+    return centred * scale * g
+
+
+def _centred(m: Arithmetic, x: Array, eps: float, out: Array) -> Array:
+    """Write x - mean of each row of (N, C), and return 1 / deviation (N, 1).
 
     A backward kernel reads both from where the forward kept them (`Arithmetic.keep`).
     """
     columns = x.shape[1]
     mean = _sums(m.xp, x) / columns
-    m.xp.subtract(x, mean, out=out)
+    _difference(x, mean, out=out)
     scale = m.keep(1 / (_products(m.xp, out, out) / columns + eps) ** 0.5)
     if m.accumulator is not None:
-        m.xp.subtract(x, m.keep(mean), out=out)
-    out *= scale
+        _difference(x, m.keep(mean), out=out)
     return scale
 
 
@@ -192,9 +228,7 @@ def gelu(m: Arithmetic, x: Array) -> Array:
     x, y = x.reshape(-1), out.reshape(-1)
     for part in _parts(x):
         t = _gelu_tanh(m.xp, x[part], y[part])
-        t += 1
-        t *= x[part]
-        t *= 0.5
+        _gelu_of(t, x[part], out=t)
     return out
 
 
@@ -205,29 +239,28 @@ def gelu_grad(m: Arithmetic, g: Array, x: Array) -> Array:
     g, x, y = (a.reshape(-1) for a in (g, x, out))
     for part in _parts(x):
         t = _gelu_tanh(m.xp, x[part], y[part])
-        slope, rest = m.empty(t.shape), m.empty(t.shape)
-        m.xp.multiply(x[part], 3 * GELU_CUBIC, out=slope)
-        slope *= x[part]
-        slope += 1
-        slope *= sqrt(2 / pi)
-        m.xp.multiply(t, t, out=rest)
-        m.xp.subtract(1, rest, out=rest)
-        slope *= rest
-        slope *= x[part]
-        t += 1
-        t += slope
-        t *= 0.5
-        t *= g[part]
+        _gelu_slope(t, x[part], g[part], out=t)
     return out
 
 
 def _gelu_tanh(xp: Any, x: Array, out: Array) -> Array:
-    xp.multiply(x, x, out=out)
-    out *= GELU_CUBIC
-    out += 1
-    out *= x
-    out *= sqrt(2 / pi)
-    return xp.tanh(out, out=out)  # type: ignore[no-any-return]
+    return xp.tanh(_gelu_argument(x, out=out), out=out)  # type: ignore[no-any-return]
+
+
+@formula
+def _gelu_argument(x: Any) -> Any:
+    return (x * x * GELU_CUBIC + 1) * x * sqrt(2 / pi)
+
+
+@formula
+def _gelu_of(t: Any, x: Any) -> Any:
+    return (t + 1) * x * 0.5
+
+
+@formula
+def _gelu_slope(t: Any, x: Any, g: Any) -> Any:
+    inner = (x * (3 * GELU_CUBIC) * x + 1) * sqrt(2 / pi) * (1 - t * t) * x
+    return (t + 1 + inner) * 0.5 * g
 
 
 @primitive("kernel", vjps=(lambda g, out, x, targets: cross_entropy_grad(g, x, targets=targets),))
@@ -254,8 +287,9 @@ def cross_entropy_grad(m: Arithmetic, g: Array, x: Array, targets: Array) -> Arr
     xp, out = m.xp, m.like(x)
     rows, targets = xp.arange(x.shape[0]), xp.asarray(targets)
     for part in _parts(x):
-        total, _ = _exponentials(xp, x[part], out[part])
-        out[part] /= total
+        here = out[part]
+        total, _ = _exponentials(xp, x[part], here)
+        _quotient(here, total, out=here)
     counted = targets >= 0
     out[rows[counted], targets[counted]] -= 1
     out *= xp.asarray((counted / counted.sum())[:, None] * g, x.dtype)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
+from precsim.backend.formula import formula
 from precsim.engine.arithmetic import Arithmetic, Array
 from precsim.engine.dispatch import primitive
 from precsim.engine.tape import Part
@@ -290,8 +291,12 @@ def linear(m: Arithmetic, x: Array, weight: Array, bias: Array) -> Array:
     """
     _check_matmul(x, weight)
     y = m.matmul(x, weight)
-    y += bias
-    return y
+    return _sum(y, bias, out=y)
+
+
+@formula
+def _sum(x: Any, y: Any) -> Any:
+    return x + y
 
 
 @primitive(

@@ -113,18 +113,22 @@ def in_wide_vectors(typing: Any) -> Any:
 
 LANES = 16
 """Elements that `spread` takes at once."""
+PLANE = 64
+"""Elements whose bits `set_planes` puts side by side: as many as a word has bits."""
 
 
-def _lanes(context: Any, builder: Any, array: Any, kind: Any, start: Any) -> tuple[Any, Any]:
+def _lanes(
+    context: Any, builder: Any, array: Any, kind: Any, start: Any, count: int = LANES
+) -> tuple[Any, Any]:
     """Return the type of so many elements together, and a pointer to those at a place."""
-    vector = ir.VectorType(context.get_value_type(kind.dtype), LANES)
+    vector = ir.VectorType(context.get_value_type(kind.dtype), count)
     place = builder.gep(context.make_array(kind)(context, builder, array).data, [start])
     return vector, builder.bitcast(place, vector.as_pointer())
 
 
 def _all(builder: Any, vector: Any, value: Any) -> Any:
     """Return a vector of equal elements."""
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), None)
     empty = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(empty, value, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, empty, zeros)
@@ -141,6 +145,60 @@ def spread(typing: Any, array: Any, start: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(array, types.intp, array.dtype), code
+
+
+@_intrinsic
+def set_planes(typing: Any, bits: Any, start: Any, base: Any, planes: Any, column: Any) -> Any:
+    """Put the bits of `PLANE` exponent fields side by side: word k of a column has bit k of each.
+
+    Of what is left of a field after `base` is taken away, as a number of 8 bits; 255 stands for all
+    that has not so many.  The floats are given as their bits, `base` as a number like those.
+    """
+    word = bits.dtype
+    shift, field = (23, 0xFF) if word.bitwidth == 32 else (52, 0x7FF)
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector, place = _lanes(context, builder, arguments[0], bits, arguments[1], PLANE)
+        loaded = builder.load(place)
+        loaded.align = word.bitwidth // 8
+
+        def all_equal(number: int, kind: Any = vector) -> Any:
+            return ir.Constant(kind, [number] * PLANE)
+
+        fields = builder.and_(builder.lshr(loaded, all_equal(shift)), all_equal(field))
+        left = builder.sub(fields, _all(builder, vector, arguments[2]))
+        over = builder.icmp_unsigned(">", left, all_equal(255))
+        small = ir.VectorType(ir.IntType(8), PLANE)
+        left = builder.trunc(builder.select(over, all_equal(255), left), small)
+        target = context.make_array(planes)(context, builder, arguments[3])
+        rows = builder.extract_value(target.shape, 1)
+        for k in range(8):
+            bit = builder.and_(left, all_equal(1 << k, small))
+            plane = builder.bitcast(builder.icmp_signed("!=", bit, all_equal(0, small)), rows.type)
+            at = builder.add(builder.mul(rows, ir.Constant(rows.type, k)), arguments[4])
+            builder.store(plane, builder.gep(target.data, [at]))
+        return context.get_dummy_value()
+
+    return types.none(bits, types.intp, word, planes, types.intp), code
+
+
+@_intrinsic
+def add_sixteen(typing: Any, totals: Any, some: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Add to total n, of 16, in how many bits of `some` a, b, c, d have the bits of n."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        before, whole, *planes = arguments
+        parts = [whole]
+        for plane in planes:
+            halves = builder.not_(plane), plane
+            parts = [builder.and_(part, half) for part in parts for half in halves]
+        found = [
+            builder.add(builder.extract_value(before, n), builder.ctpop(part))
+            for n, part in enumerate(parts)
+        ]
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return totals(totals, some, a, b, c, d), code
 
 
 @_intrinsic

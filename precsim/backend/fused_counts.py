@@ -26,16 +26,7 @@ from precsim.backend.fused import (
     unpack,
 )
 from precsim.backend.fused_bits import copy, like, part, summing
-from precsim.backend.fused_exponents import (
-    FEW,
-    add_one_by_one,
-    add_pairs,
-    add_single,
-    add_subnormals,
-    read_pairs,
-    read_single,
-    tables,
-)
+from precsim.backend.fused_exponents import add_exponents, add_subnormals
 from precsim.formats.arrays import Array
 from precsim.formats.format import Format
 from precsim.formats.modes import Mode, Overflow
@@ -103,13 +94,10 @@ def _run(
     found: Array,
     lowest: int,
 ) -> Counted:
-    if uint is np.uint32:
-        table, first = tables.pairs, 127 + lowest
-    else:
-        table, first = tables.single, 1023 + lowest
+    first = lowest + (127 if uint is np.uint32 else 1023)
     before = x.reshape(-1).view(uint)
     after = before if out is x else out.reshape(-1).view(uint)
-    return run(before, after, drawn, numbers, bounds, table, found, first)
+    return run(before, after, drawn, numbers, bounds, found, first)
 
 
 def _infinity(uint: Any) -> Any:
@@ -127,15 +115,14 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
 
     @compiled
     def run(
-        source: Any, target: Any, words: Any, packed: Any, bounds: Any, table: Any, found: Any,
-        first: Any,
-    ) -> Any:  # fmt: skip
+        source: Any, target: Any, words: Any, packed: Any, bounds: Any, found: Any, first: Any
+    ) -> Any:
         flush, normal, largest, safe = Bounds(bounds[0], bounds[1], bounds[2], bounds[3])
         c, counts = unpack(packed), np.zeros(8, np.int64)
         square = error = 0.0
-        ends, few = max(flush, normal), source.size <= FEW
+        ends = max(flush, normal)
         low, top = infinity, zero
-        room, places = np.empty(BLOCK, uint), np.empty(BLOCK // 2, np.uint16)
+        room = np.empty(BLOCK, uint)
         for start in range(0, source.size, BLOCK):
             before = source[start : start + BLOCK]
             after = target[start : start + BLOCK] if how is None else room[: before.size]
@@ -172,22 +159,12 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
                 wide, wide_error = _wide_sums(x, r)
                 square += wide
                 error += wide_error
-            if found.size:
-                if few:
-                    add_one_by_one(before, shift, found, first)
-                elif narrow:
-                    add_pairs(before, places, table)
-                else:
-                    add_single(before, table)
+            if found.size and high != 0:
+                add_exponents(before, small, high, shift, found, first)
                 if small < tiny:
                     add_subnormals(x, found, first - bias)
             if how is not None:
                 copy(after, target, start, after.size)
-        if found.size and top != 0 and not few:
-            if narrow:
-                read_pairs(table, low, top, found, first)
-            else:
-                read_single(table, low, top, found, first)
         extremes = np.empty(2, uint)
         extremes[0], extremes[1] = low, top
         smallest, largest_of_all = extremes.view(value)

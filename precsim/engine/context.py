@@ -98,10 +98,45 @@ class using:
         self._changes = changes
 
     def __enter__(self) -> Context:
-        context = object.__new__(Context)  # `dataclasses.replace` takes ten times as long
-        vars(context).update(vars(current()))
-        vars(context).update(self._changes)
+        context = _changed(current(), self._changes)
         self._token = _CONTEXT.set(context)
+        return context
+
+    def __exit__(self, *error: object) -> None:
+        _CONTEXT.reset(self._token)
+
+
+def _changed(context: Context, changes: dict[str, Any]) -> Context:
+    """Do what `dataclasses.replace` does, in a tenth of the time."""
+    changed = object.__new__(Context)
+    object.__setattr__(changed, "__dict__", vars(context) | changes)
+    return changed
+
+
+class walking:
+    """Run a block that goes to a role and scope, and to others, hundreds of times.
+
+    Each is made a context once, with what else was in force when the block began (`changes` apart),
+    which is in force again when it ends.
+    """
+
+    __slots__ = ("_outer", "_there", "_token")
+
+    def __init__(self, **changes: Any) -> None:
+        self._outer = _changed(current(), changes)
+        self._there: dict[tuple[str, str], Context] = {}
+
+    def __enter__(self) -> walking:
+        self._token = _CONTEXT.set(self._outer)
+        return self
+
+    def to(self, role: str, scope: str) -> Context:
+        """Go there, until the next call or the end of the block."""
+        context = self._there.get((role, scope))
+        if context is None:
+            context = _changed(self._outer, {"role": role, "scope": scope})
+            self._there[role, scope] = context
+        _CONTEXT.set(context)
         return context
 
     def __exit__(self, *error: object) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from precsim.engine.context import current, using
+from precsim.engine.context import current, using, walking
 from precsim.formats.format import Format
 
 if TYPE_CHECKING:
@@ -67,16 +67,17 @@ def backward(root: Tensor, gradient: Tensor) -> None:
     """
     arrived = _Arrived()
     arrived.sums[id(root)] = gradient
-    for tensor in reversed(_topological_order(root)):
-        gradient = arrived.take(tensor)
-        node = tensor.node
-        if node is None:
-            with using(role="weight_gradients", scope=tensor.name, taping=False):
+    with walking(taping=False) as walk:
+        for tensor in reversed(_topological_order(root)):
+            gradient = arrived.take(tensor)
+            node = tensor.node
+            if node is None:
+                walk.to("weight_gradients", tensor.name)
                 tensor.grad = _accumulate(tensor.grad, gradient)
-            continue
-        for x, vjp in zip(node.inputs, node.op.vjps, strict=False):
-            if x.requires_grad:
-                with using(role=_role(x), scope=node.scope, taping=False):
+                continue
+            for x, vjp in zip(node.inputs, node.op.vjps, strict=False):
+                if x.requires_grad:
+                    walk.to(_role(x), node.scope)
                     arrived.add(x, vjp(gradient, tensor, *node.inputs, **node.params))
 
 
@@ -150,14 +151,18 @@ def _topological_order(root: Tensor) -> list[Tensor]:
     """Return the tensors that `root` depends on, inputs before outputs (no recursion: deep tapes)."""
     order: list[Tensor] = []
     seen: set[int] = set()
-    stack = [(root, False)]
+    stack = [root]
+    made: list[Tensor] = []  # of what is on the stack, that whose inputs are above it
     while stack:
-        tensor, expanded = stack.pop()
-        if expanded:
-            order.append(tensor)
+        tensor = stack.pop()
+        if made and tensor is made[-1]:
+            order.append(made.pop())
         elif id(tensor) not in seen:
             seen.add(id(tensor))
-            stack.append((tensor, True))
-            inputs = tensor.node.inputs if tensor.node else ()
-            stack.extend((x, False) for x in inputs if x.requires_grad)
+            if tensor.node is None:
+                order.append(tensor)
+            else:
+                made.append(tensor)
+                stack.append(tensor)
+                stack += [x for x in tensor.node.inputs if x.requires_grad]
     return order

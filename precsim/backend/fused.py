@@ -304,17 +304,20 @@ def round_into(
     source = x.reshape(-1).view(found.uint)
     target = source if out is x else out.reshape(-1).view(found.uint)
     drawn = NO_WORDS if words is None else words.reshape(-1)
+    if source.size < 2 * threads.PIECE:
+        found.run(source, target, drawn, found.numbers)
+    else:
+        _run_in_pieces(found, source, target, drawn)
+    return True
 
+
+def _run_in_pieces(found: _Choice, source: Array, target: Array, drawn: Array) -> None:
     def run(start: int, stop: int) -> None:
         part = slice(start, stop)
         here = source[part]
         found.run(here, here if target is source else target[part], drawn[part], found.numbers)
 
-    if source.size < 2 * threads.PIECE:
-        found.run(source, target, drawn, found.numbers)
-    else:
-        threads.in_pieces(run, source.size)
-    return True
+    threads.in_pieces(run, source.size)
 
 
 NO_WORDS = np.empty(0, np.uint32)

@@ -47,7 +47,7 @@ class Arithmetic(NamedTuple):
         """Return a new array of the shape to which the operands broadcast."""
         shape = x.shape
         for other in others:
-            if other.shape != shape:
+            if other.shape != shape and other.shape:  # a number takes any shape
                 shape = np.broadcast_shapes(shape, other.shape)
         return self.empty(shape)
 

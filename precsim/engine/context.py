@@ -84,7 +84,7 @@ class using:
     __slots__ = ("_changes", "_token")
 
     def __init__(self, policy: Policy | str | None = None, **changes: Any) -> None:
-        if not changes.keys() <= _FIELDS:
+        if not _FIELDS.issuperset(changes):
             unknown = ", ".join(sorted(changes.keys() - _FIELDS))
             msg = f"using(): unknown {unknown}; expected policy, {', '.join(sorted(_FIELDS))}"
             raise TypeError(msg)

@@ -18,7 +18,7 @@ from precsim.engine.arithmetic import Arithmetic, Array
 from precsim.engine.context import Context, current
 from precsim.engine.policy import Decision
 from precsim.engine.precision import Accumulator, Precision
-from precsim.engine.rule import Saved
+from precsim.engine.rule import Origin, Saved
 from precsim.engine.tally import Tally
 from precsim.engine.tape import OPS, Node, Primitive, Vjp
 from precsim.engine.tensor import Tensor, as_tensor
@@ -100,17 +100,10 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     if op.kind == "cast" and decision.format == inputs[0].format:
         return inputs[0]
     arrived = inputs
-    inputs = _cast(_rotated(inputs, decision), decision)
+    if decision.prepares:
+        inputs = _cast(_rotated(inputs, decision), decision)
     site = _visit(op, inputs, context)
-    event = None
-    with np.errstate(all="ignore"):  # overflow is the subject here, not an accident
-        exact = _compute(op, inputs, params, context, decision.accumulator, site)
-        exact = site.xp.asarray(exact, order="C")
-        if not context.observers:
-            rounded = _round(op, exact, decision, site, inputs)
-        else:
-            event = _round_watched(op, exact, decision, site, inputs, params)
-            rounded = event.rounded
+    rounded, event = _run(op, inputs, params, decision, site)
     if event is not None:
         for observe in context.observers:
             observe(event)
@@ -135,19 +128,23 @@ class Site(NamedTuple):
 def _visit(op: Primitive, inputs: tuple[Tensor, ...], context: Context) -> Site:
     """Count one more run of the op in this role and scope."""
     path = f"{context.role}/{context.scope}/{op.name}"
-    call = context.calls[path]
+    call = context.calls.get(path, 0)  # where it has none, a Counter would ask Python for 0
     context.calls[path] = call + 1
     return Site(context, path, call, array_module(inputs[0].data))
 
 
 def _in_carrier(op: Primitive, operands: tuple[Any, ...], context: Context) -> tuple[Tensor, ...]:
     """Return the operands as tensors of the policy's carrier; those of another are carried over."""
-    inputs = tuple([x if type(x) is Tensor else as_tensor(x) for x in operands])
     carrier = context.policy.carrier
-    for x in inputs:
-        if x.data.dtype != carrier and op.name != "carry":
-            return tuple(x if x.data.dtype == carrier else _carried(x, carrier) for x in inputs)
-    return inputs
+    for x in operands:
+        if type(x) is not Tensor or x.data.dtype != carrier:
+            break
+    else:
+        return operands
+    inputs = tuple([as_tensor(x) for x in operands])
+    if op.name == "carry":
+        return inputs
+    return tuple([x if x.data.dtype == carrier else _carried(x, carrier) for x in inputs])
 
 
 def _carried(x: Tensor, carrier: np.dtype[Any]) -> Tensor:
@@ -161,20 +158,16 @@ def _decide(
     op: Primitive, inputs: tuple[Tensor, ...], params: dict[str, Any], context: Context
 ) -> Decision:
     """Ask the policy; a cast brings its own target, a gradient's cast the format to go back to."""
-    formats = tuple([t.format for t in inputs])
     if op.kind == "cast":
-        target = params.get("to")
+        (x,), target = inputs, params.get("to")
         if target is not None:
-            return Decision((None,), target, context.policy.resolve(target, formats), None)
-        formats = (params["like"],)
-    origins = tuple([t.origin for t in inputs])
-    return context.policy.decide(op.name, op.kind, context.role, context.scope, formats, origins)
+            return Decision((None,), target, context.policy.resolve(target, (x.format,)), None)
+        inputs = (Tensor(x.data, params["like"], origin=x.origin),)
+    return context.policy.decide(op.name, op.kind, context.role, context.scope, inputs)
 
 
 def _cast(inputs: tuple[Tensor, ...], decision: Decision) -> tuple[Tensor, ...]:
     """Cast the operands for which the policy wants another format, each in an op of its own."""
-    if not any(decision.casts):
-        return inputs
     pairs = zip(inputs, decision.casts, strict=True)
     return tuple(OPS["cast"].call(x, to=c) if c else x for x, c in pairs)
 
@@ -200,6 +193,24 @@ def _moved_format(op: Primitive, x: Tensor, params: dict[str, Any]) -> AnyFormat
 @lru_cache(maxsize=64)
 def _transposed(fmt: Scaled) -> AnyFormat:
     return format(fmt.transposed().spelled)
+
+
+@np.errstate(all="ignore")  # overflow is the subject here, not an accident
+def _run(
+    op: Primitive,
+    inputs: tuple[Tensor, ...],
+    params: dict[str, Any],
+    decision: Decision,
+    site: Site,
+) -> tuple[Array, Event | None]:
+    """Compute in the carrier and round; say what happened if anybody observes."""
+    context = site.context
+    exact = _compute(op, inputs, params, context, decision.accumulator, site)
+    exact = site.xp.asarray(exact, order="C")
+    if not context.observers:
+        return _round(op, exact, decision, site, inputs), None
+    event = _round_watched(op, exact, decision, site, inputs, params)
+    return event.rounded, event
 
 
 def _compute(
@@ -292,14 +303,19 @@ def _wrap(
     fmt: AnyFormat | None,
 ) -> Tensor:
     """Make the result a tensor, with a node on the tape if a gradient must come back through it."""
-    may_need = [t.requires_grad for t in inputs[: len(op.vjps)]]
-    taped = context.taping and any(may_need)
-    moved = op.kind in ("movement", "cast")
-    return Tensor(
-        data,
-        fmt,
-        requires_grad=taped,
-        node=Node(op, inputs, params, context.scope) if taped else None,
-        is_weight=moved and inputs[0].is_weight,
-        is_gradient=inputs[0].is_gradient if moved else context.phase == "backward",
-    )
+    if op.kind in ("movement", "cast"):
+        origin = inputs[0].origin
+    else:
+        origin = Origin.GRADIENT if context.phase == "backward" else Origin.INPUT
+    if context.taping and _needs_gradient(op, inputs):
+        node = Node(op, inputs, params, context.scope)
+        return Tensor(data, fmt, requires_grad=True, node=node, origin=origin)
+    return Tensor(data, fmt, origin=origin)
+
+
+def _needs_gradient(op: Primitive, inputs: tuple[Tensor, ...]) -> bool:
+    """Whether a gradient comes back to any operand that the op has a rule for."""
+    for x, _ in zip(inputs, op.vjps, strict=False):  # noqa: SIM110  (`any` takes as long as the op)
+        if x.requires_grad:
+            return True
+    return False

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from precsim.engine.precision import FOLLOWING, Accumulator, Precision
 from precsim.engine.rule import PHASES, Origin, Rule, Saved, present, read_fields
 from precsim.formats.modes import Overflow, stochastic
 from precsim.formats.registry import AnyFormat, element_of, format
+
+if TYPE_CHECKING:
+    from precsim.engine.tensor import Tensor
 
 CARRIERS: dict[str, np.dtype[Any]] = {"exact": np.dtype(np.float64), "fast": np.dtype(np.float32)}
 
@@ -50,6 +53,11 @@ class Decision:
     accumulator: Accumulator | None
     hadamard: int = 0
     saved: Saved = Saved.CAST
+
+    @cached_property
+    def prepares(self) -> bool:
+        """Whether anything is done to the operands first."""
+        return bool(self.hadamard) or any(self.casts)
 
     @cached_property
     def draws(self) -> bool:
@@ -171,18 +179,19 @@ class Policy:
         kind: str,
         role: str,
         scope: str,
-        formats: tuple[AnyFormat | None, ...],
-        origins: tuple[Origin, ...],
+        operands: tuple[Tensor, ...],
     ) -> Decision:
-        """Return what to do about one op, given the formats that its operands lie on, and what
-        they are.
+        """Return what to do about one op, given the formats and origins of its operands.
 
         Raises `ValueError` where "widest" has no answer (e4m3 and e5m2: neither holds the other).
         """
-        key = (op, role, scope, origins, *[f and f.name for f in formats])
+        key: tuple[object, ...] = (op, role, scope)
+        for x in operands:
+            key += (x.format and x.format.name, x.origin)
         decided: dict[object, Decision] = self._decided  # type: ignore[attr-defined]
         found = decided.get(key)
         if found is None:
+            formats, origins = tuple(x.format for x in operands), tuple(x.origin for x in operands)
             found = decided[key] = self._decide(op, kind, role, scope, formats, origins)
         return found
 
@@ -214,9 +223,9 @@ class Policy:
 
     def resolve(self, precision: Precision, formats: tuple[AnyFormat | None, ...]) -> AnyFormat:
         """Return the format that a precision means; the widest of constants is the carrier's own."""
-        known = any(fmt is not None for fmt in formats)
-        carried = format("fp32" if self.arithmetic == "fast" else "fp64")
-        return precision.resolve(formats if known else (carried,))
+        if precision.format == "widest" and not any(formats):
+            return format("fp32" if self.arithmetic == "fast" else "fp64")
+        return precision.resolve(formats)
 
     def _precisions(self) -> list[Precision]:
         listed: list[Precision | None] = [getattr(self, role) for role in PHASES]

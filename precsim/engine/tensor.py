@@ -20,12 +20,12 @@ Array = npt.NDArray[Any]
 class Tensor:
     """Values on a format's grid.  Operators dispatch ops, so every result is rounded and observed.
 
-    `format` is None for constants, which take no part in "widest".  `is_weight` marks parameters
-    and what is only cast or moved from them: gradients with respect to it are weight gradients.
+    `format` is None for constants, which take no part in "widest".  `origin` is what it is to
+    the rules of a policy: a weight (a parameter, and what is only cast or moved from one), a
+    gradient, or another input.
     """
 
-    __slots__ = ("data", "format", "grad", "is_gradient", "is_weight", "name", "node",
-                 "requires_grad")  # fmt: skip
+    __slots__ = ("data", "format", "grad", "name", "node", "origin", "requires_grad")
 
     __array_priority__ = 100  # NumPy arrays on the left give way to Tensor's operators
     __array_ufunc__ = None  # np.add(t, x) is refused: its result would not be rounded
@@ -37,25 +37,21 @@ class Tensor:
         *,
         requires_grad: bool = False,
         node: Node | None = None,
-        is_weight: bool = False,
-        is_gradient: bool = False,
+        origin: Origin = Origin.INPUT,
         name: str = "",
     ) -> None:
         self.data = data
         self.format = format
         self.requires_grad = requires_grad
         self.node = node
-        self.is_weight = is_weight
-        self.is_gradient = is_gradient
+        self.origin = origin
         self.name = name
         self.grad: Tensor | None = None
 
     @property
-    def origin(self) -> Origin:
-        """What it is to the rules of a policy: a weight, a gradient, or another input."""
-        if self.is_weight:
-            return Origin.WEIGHT
-        return Origin.GRADIENT if self.is_gradient else Origin.INPUT
+    def is_weight(self) -> bool:
+        """Whether a gradient with respect to it is a weight gradient."""
+        return self.origin is Origin.WEIGHT
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,7 +96,7 @@ class Tensor:
         xp = array_module(self.data)
         seed = xp.ones_like(self.data) if gradient is None else gradient
         seed = seed.data if isinstance(seed, Tensor) else xp.asarray(seed, self.data.dtype)
-        seed = Tensor(seed, is_gradient=True)
+        seed = Tensor(seed, origin=Origin.GRADIENT)
         if seed.shape != self.shape:
             msg = f"backward(): expected a gradient of shape {self.shape}; got {seed.shape}"
             raise ValueError(msg)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from precsim.engine import ops
 from precsim.engine.context import current, using
+from precsim.engine.rule import Origin
 from precsim.engine.tensor import Tensor
 
 
@@ -23,7 +24,7 @@ def stored(values: npt.ArrayLike, name: str) -> Tensor:
             start = ops.cast(values, to=policy.initial_weights)
         role = "master_weights" if policy.has_master else "weights"
         rounded = ops.cast(start, to=policy.stored(role, name))
-    return Tensor(rounded.data, rounded.format, requires_grad=True, is_weight=True, name=name)
+    return Tensor(rounded.data, rounded.format, requires_grad=True, origin=Origin.WEIGHT, name=name)
 
 
 def read(parameter: Tensor) -> Tensor:

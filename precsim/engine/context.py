@@ -130,14 +130,13 @@ class walking:
         self._token = _CONTEXT.set(self._outer)
         return self
 
-    def to(self, role: str, scope: str) -> Context:
+    def to(self, role: str, scope: str) -> None:
         """Go there, until the next call or the end of the block."""
         context = self._there.get((role, scope))
         if context is None:
             context = _changed(self._outer, {"role": role, "scope": scope})
             self._there[role, scope] = context
         _CONTEXT.set(context)
-        return context
 
     def __exit__(self, *error: object) -> None:
         _CONTEXT.reset(self._token)

@@ -96,9 +96,12 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     if op.kind == "movement":
         moved = _compute(op, inputs, params, context)
         return _wrap(op, inputs, params, context, moved, _moved_format(op, inputs[0], params))
-    decision = _decide(op, inputs, params, context)
-    if op.kind == "cast" and decision.format == inputs[0].format:
-        return inputs[0]
+    if op.kind == "cast":
+        decision = _decide_cast(inputs[0], params, context)
+        if decision.format == inputs[0].format:
+            return inputs[0]
+    else:
+        decision = context.policy.decide(op.name, op.kind, context.role, context.scope, inputs)
     arrived = inputs
     if decision.prepares:
         inputs = _cast(_rotated(inputs, decision), decision)
@@ -154,16 +157,13 @@ def _carried(x: Tensor, carrier: np.dtype[Any]) -> Tensor:
     return OPS["carry"].call(x)
 
 
-def _decide(
-    op: Primitive, inputs: tuple[Tensor, ...], params: dict[str, Any], context: Context
-) -> Decision:
-    """Ask the policy; a cast brings its own target, a gradient's cast the format to go back to."""
-    if op.kind == "cast":
-        (x,), target = inputs, params.get("to")
-        if target is not None:
-            return Decision((None,), target, context.policy.resolve(target, (x.format,)), None)
-        inputs = (Tensor(x.data, params["like"], origin=x.origin),)
-    return context.policy.decide(op.name, op.kind, context.role, context.scope, inputs)
+def _decide_cast(x: Tensor, params: dict[str, Any], context: Context) -> Decision:
+    """A cast brings its own target; a gradient's the format to go back to if the policy lets it."""
+    target = params.get("to")
+    if target is not None:
+        return Decision((None,), target, context.policy.resolve(target, (x.format,)), None)
+    as_before = Tensor(x.data, params["like"], origin=x.origin)
+    return context.policy.decide("cast", "cast", context.role, context.scope, (as_before,))
 
 
 def _cast(inputs: tuple[Tensor, ...], decision: Decision) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from precsim.engine import ops
 from precsim.engine.arithmetic import Arithmetic, Array
-from precsim.engine.context import current, using
+from precsim.engine.context import current, using, walking
 from precsim.engine.dispatch import primitive
 from precsim.engine.tensor import Tensor
 from precsim.formats.arrays import array_module
@@ -66,13 +66,14 @@ class Optimizer:
         rate = self.lr if lr is None else lr
         policy = current().policy
         stored = "master_weights" if policy.has_master else "weights"
-        for name, gradient in gradients.items():
-            weight = self.parameters[name]
-            with update_of(name):
+        with walking(taping=False) as walk:
+            for name, gradient in gradients.items():
+                weight = self.parameters[name]
+                walk.to("update", name)
                 delta = self._delta(name, weight, gradient, rate)
-                with using(role=stored):
-                    new = self._add(name, weight, delta)
-            weight.data, weight.format = new.data, new.format
+                walk.to(stored, name)
+                new = self._add(name, weight, delta)
+                weight.data, weight.format = new.data, new.format
 
     def _delta(self, name: str, weight: Tensor, gradient: Tensor, lr: float) -> Tensor:
         """Return what to add to the weight."""

@@ -10,6 +10,7 @@ import pytest
 
 import precsim as ps
 from precsim.backend import to_numpy
+from precsim.engine.context import walking
 from precsim.engine.rule import PHASES
 
 
@@ -155,3 +156,22 @@ def test_who_asks_for_counts_gets_them_in_every_format(name, others):
 def test_an_observer_that_needs_what_there_is_not_is_told_what_there_is(needs):
     with pytest.raises(ValueError, match=r"Asks.* needs .*: expected exact, counts, hist"):
         ps.using("fp16", observers=[Asks(needs)])
+
+
+def walk_and_fail():
+    with ps.using(seed=7), walking(taping=False) as walk:
+        for role, scope in [("gradients", "a"), ("update", "b"), ("gradients", "a")]:
+            walk.to(role, scope)
+            here = ps.current()
+            assert (here.role, here.scope, here.seed, here.taping) == (role, scope, 7, False)
+            with ps.using(scope="within"):
+                assert ps.current().role == role
+            assert ps.current() is here
+        raise KeyError
+
+
+def test_a_walk_goes_from_place_to_place_and_ends_where_it_began():
+    before = ps.current()
+    with pytest.raises(KeyError):
+        walk_and_fail()
+    assert ps.current() is before

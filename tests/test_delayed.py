@@ -8,6 +8,7 @@ import pytest
 
 import precsim as ps
 from precsim.engine.delayed import AmaxHistory, Delayed, Delays
+from precsim.engine.rule import Origin
 from precsim.engine.tensor import Tensor
 
 INF, NAN = math.inf, math.nan
@@ -70,8 +71,8 @@ def test_a_layer_is_quantized_with_what_earlier_passes_saw():
 
         with ps.using(policy, observers=[note], delays=delays, scope="layer"):
             x, w = (
-                Tensor(arrays[n], ps.format("fp32"), requires_grad=True, is_weight=n == "w")
-                for n in "xw"
+                Tensor(arrays[n], ps.format("fp32"), requires_grad=True, origin=origin)
+                for n, origin in (("x", Origin.INPUT), ("w", Origin.WEIGHT))
             )
             (x @ w).backward(arrays["g"])
         delays.advance(policy.delayed)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import precsim as ps
 from precsim import testing
 from precsim.backend import key, to_numpy, words
+from precsim.engine.rule import Origin
 from precsim.engine.tensor import Tensor
 
 
@@ -26,8 +27,12 @@ def paths(events):
 
 def small_network():
     x = ps.tensor(np.array([[1.0, -2.0, 0.3], [0.1, 0.2, 7.0]]))
-    weight = Tensor(np.ones((3, 2)) / 8, ps.format("fp16"), requires_grad=True, is_weight=True)
-    bias = Tensor(np.full(2, 0.1), ps.format("fp16"), requires_grad=True, is_weight=True, name="b")
+    weight = Tensor(
+        np.ones((3, 2)) / 8, ps.format("fp16"), requires_grad=True, origin=Origin.WEIGHT
+    )
+    bias = Tensor(
+        np.full(2, 0.1), ps.format("fp16"), requires_grad=True, origin=Origin.WEIGHT, name="b"
+    )
     with ps.scope("layer"):
         y = ps.ops.relu(ps.ops.linear(x, weight, bias))
     loss = (y * y).sum()

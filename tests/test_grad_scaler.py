@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import precsim as ps
+from precsim.engine.rule import Origin
 from precsim.nn.grad_scaler import GradScaler
 from precsim.nn.scaling import DynamicScale
 
@@ -15,7 +16,7 @@ SGD = ps.optim.SGD
 def weight(*values, name="w", policy="fp32"):
     with ps.using(policy):
         leaf = ps.tensor(list(values), requires_grad=True, name=name)
-    leaf.is_weight = True
+    leaf.origin = Origin.WEIGHT
     return leaf
 
 

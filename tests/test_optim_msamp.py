@@ -4,6 +4,7 @@ import by_hand
 import numpy as np
 
 import precsim as ps
+from precsim.engine.rule import Origin
 from precsim.engine.tensor import Tensor
 from precsim.nn.optim_msamp import AdamWMSAMP
 
@@ -27,7 +28,7 @@ def test_the_step_is_made_from_moments_in_full_which_are_stored_in_e4m3_and_fp16
     m, v = np.zeros((2, 6, 5))
     with ps.using(O2):
         fmt = ps.format("fp16:tensor:pow2")
-        parameter = Tensor(weight.astype(np.float32), fmt, is_weight=True, name=name)
+        parameter = Tensor(weight.astype(np.float32), fmt, origin=Origin.WEIGHT, name=name)
         optimizer = AdamWMSAMP({name: parameter}, LR, BETAS, EPS)
         for step in range(1, 6):
             g = random.standard_normal((6, 5)).astype(np.float32) * sizes

@@ -1,5 +1,7 @@
 """Policies: what is written is read, what cannot be is refused, and what they decide about an op."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +11,7 @@ import precsim as ps
 from precsim.engine.policy import Granularity
 from precsim.engine.precision import Accumulator, Precision
 from precsim.engine.rule import PHASES, Origin, Saved
+from precsim.engine.tensor import Tensor
 
 FORMATS = st.sampled_from(["fp32", "tf32", "fp16", "bf16", "e4m3", "e5m2", "int8:row", "e6m9"])
 WORDS = st.sampled_from(["", ":stochastic", ":toward_zero", ":saturate", ":up:ieee"])
@@ -122,9 +125,15 @@ def test_a_pattern_that_could_not_be_read_back_is_refused(field):
 
 def decide(policy, op="add", kind="elementwise", role="activations", scope="blocks.0.fc1",
            formats=("fp32", "fp32"), origins=None):  # fmt: skip
-    operands = tuple(f and ps.format(f) for f in formats)
-    given = tuple(map(Origin, origins or ("input",) * len(formats)))
-    return ps.Policy.parse(policy).decide(op, kind, role, scope, operands, given)
+    operands = tensors_on(formats, origins or ("input",) * len(formats))
+    return ps.Policy.parse(policy).decide(op, kind, role, scope, operands)
+
+
+def tensors_on(formats, origins):
+    return tuple(
+        Tensor(np.zeros(1), f and ps.format(f), origin=Origin(origin))
+        for f, origin in zip(formats, origins, strict=True)
+    )
 
 
 @pytest.mark.parametrize("role", [r for r in PHASES if r != "master_weights"])
@@ -204,24 +213,25 @@ def test_widest_follows_the_operands_after_their_casts():
 
 def test_decisions_are_remembered_for_exactly_what_they_were_made():
     policy = ps.Policy.parse("activations=widest rule=scope=head,output=fp16")
-    operands = [(ps.format(a), ps.format(b)) for a in ("fp32", "bf16") for b in ("fp32", "bf16")]
+    operands = [(a, b) for a in ("fp32", "bf16") for b in ("fp32", "bf16")]
     for _ in range(2):
         for scope in ("head", "body"):
             for formats in operands:
-                found = policy.decide(
-                    "add", "elementwise", "activations", scope, formats, (Origin.INPUT,) * 2
-                )
-                want = (
-                    "fp16"
-                    if scope == "head"
-                    else "fp32"
-                    if ps.format("fp32") in formats
-                    else "bf16"
-                )
+                given = tensors_on(formats, ("input", "input"))
+                found = policy.decide("add", "elementwise", "activations", scope, given)
+                want = "fp16" if scope == "head" else "fp32" if "fp32" in formats else "bf16"
                 assert found.format.name == want
-    assert ps.Policy.parse("activations=fp16").decide(
-        "add", "elementwise", "activations", "body", operands[0], (Origin.INPUT,) * 2
-    ).format == ps.format("fp16")  # fmt: skip
+    assert decide("activations=fp16", formats=operands[0]).format == ps.format("fp16")
+
+
+def test_decisions_about_a_weight_are_not_those_about_another_operand():
+    policy = ps.Policy.parse("rule=op=matmul,inputs=fp16,weight_inputs=bf16,gradient_inputs=e5m2")
+    wanted = {"input": "fp16", "weight": "bf16", "gradient": "e5m2"}
+    for _ in range(2):
+        for (left, a), (right, b) in product(wanted.items(), repeat=2):
+            given = tensors_on(("fp32", "fp32"), (left, right))
+            found = policy.decide("matmul", "matmul", "activations", "head", given)
+            assert [c.format for c in found.casts] == [a, b]
 
 
 def test_weights_of_some_layers_are_kept_in_another_format():

@@ -8,9 +8,11 @@ import products_peer
 import pytest
 
 import precsim as ps
+from precsim.engine.rule import Origin
 from precsim.engine.tensor import Tensor
 
 ROLES = ("activations", "gradients", "weight_gradients")
+ORIGINS = Origin.INPUT, Origin.WEIGHT, Origin.WEIGHT
 
 
 def products(name, x, w, g, stochastic=True):
@@ -28,8 +30,8 @@ def products(name, x, w, g, stochastic=True):
     policy = replace(policy, arithmetic="exact", rules=(*policy.rules, as_it_is))
     with ps.using(policy, observers=[note], scope="blocks.0.fc1"):
         left, weight, bias = (
-            Tensor(a.astype(policy.carrier), ps.format("fp32"), requires_grad=True, is_weight=i > 0)
-            for i, a in enumerate((x, w, np.zeros(w.shape[1])))
+            Tensor(a.astype(policy.carrier), ps.format("fp32"), requires_grad=True, origin=origin)
+            for a, origin in zip((x, w, np.zeros(w.shape[1])), ORIGINS, strict=True)
         )
         ps.ops.linear(left, weight, bias).backward(g)
     return [found[role] for role in ROLES]

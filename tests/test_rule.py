@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import precsim as ps
+from precsim.engine.rule import Origin
 from precsim.engine.tensor import Tensor
 
 ROWS, INPUTS, OUTPUTS = 130, 256, 300
@@ -12,6 +13,7 @@ RANDOM = np.random.default_rng(5)
 X = RANDOM.standard_normal((ROWS, INPUTS)) * 10.0 ** RANDOM.integers(-4, 2, (ROWS, 1))
 W = RANDOM.standard_normal((INPUTS, OUTPUTS)) / 16
 G = RANDOM.standard_normal((ROWS, OUTPUTS)) * 1e-5
+ORIGINS = Origin.INPUT, Origin.WEIGHT, Origin.WEIGHT
 X, W, G = (x.astype(np.float32).astype(np.float64) for x in (X, W, G))
 
 
@@ -25,8 +27,8 @@ def products(policy):
 
     with ps.using(policy, observers=[note]):
         x, weight, bias = (
-            Tensor(values, ps.format("fp32"), requires_grad=True, is_weight=i > 0)
-            for i, values in enumerate((X, W, np.zeros(OUTPUTS)))
+            Tensor(values, ps.format("fp32"), requires_grad=True, origin=origin)
+            for values, origin in zip((X, W, np.zeros(OUTPUTS)), ORIGINS, strict=True)
         )
         ps.ops.linear(x, weight, bias).backward(G)
     return [found[role] for role in ("activations", "gradients", "weight_gradients")]

@@ -34,7 +34,7 @@ class Arithmetic(NamedTuple):
     xp: Any
     carrier: np.dtype[Any]
     accumulator: Accumulator | None = None
-    draw: Callable[[tuple[int, ...], int], Array] | None = None
+    draw: Callable[..., Array] | None = None
     pool: Pool | None = None
 
     def empty(self, shape: tuple[int, ...]) -> Array:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 from precsim.engine.delayed import Delays
 from precsim.engine.policy import Policy
@@ -126,7 +126,7 @@ class walking:
         self._outer = _changed(current(), changes)
         self._there: dict[tuple[str, str], Context] = {}
 
-    def __enter__(self) -> walking:
+    def __enter__(self) -> Self:
         self._token = _CONTEXT.set(self._outer)
         return self
 

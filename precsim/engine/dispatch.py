@@ -8,7 +8,7 @@ escapes rounding, in secret.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,7 +94,7 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     context = current()
     inputs = _in_carrier(op, operands, context)
     if op.kind == "movement":
-        moved = _compute(op, inputs, params, context)
+        moved, _ = _compute(op, inputs, params, context)
         return _wrap(op, inputs, params, context, moved, _moved_format(op, inputs[0], params))
     if op.kind == "cast":
         decision = _decide_cast(inputs[0], params, context)
@@ -105,35 +105,12 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     arrived = inputs
     if decision.prepares:
         inputs = _cast(_rotated(inputs, decision), decision)
-    site = _visit(op, inputs, context)
-    rounded, event = _run(op, inputs, params, decision, site)
+    rounded, event = _run(op, inputs, params, context, decision)
     if event is not None:
         for observe in context.observers:
             observe(event)
     saved = arrived if decision.saved is Saved.ORIGINAL else inputs
     return _wrap(op, saved, params, context, rounded, decision.format)
-
-
-class Site(NamedTuple):
-    """One run of an op at its place in the program: what keys its random words."""
-
-    context: Context
-    path: str
-    call: int
-    xp: Any
-
-    def draw(self, shape: tuple[int, ...], start: int, use: str = "/accumulate") -> Array:
-        """Return random words `start`, `start` + 1, ... of this run."""
-        where = key(self.context.seed, self.path + use, self.context.step, self.call)
-        return words(where, shape, start, self.xp)
-
-
-def _visit(op: Primitive, inputs: tuple[Tensor, ...], context: Context) -> Site:
-    """Count one more run of the op in this role and scope."""
-    path = f"{context.role}/{context.scope}/{op.name}"
-    call = context.calls.get(path, 0)  # where it has none, a Counter would ask Python for 0
-    context.calls[path] = call + 1
-    return Site(context, path, call, array_module(inputs[0].data))
 
 
 def _in_carrier(op: Primitive, operands: tuple[Any, ...], context: Context) -> tuple[Tensor, ...]:
@@ -200,17 +177,39 @@ def _run(
     op: Primitive,
     inputs: tuple[Tensor, ...],
     params: dict[str, Any],
+    context: Context,
     decision: Decision,
-    site: Site,
 ) -> tuple[Array, Event | None]:
     """Compute in the carrier and round; say what happened if anybody observes."""
-    context = site.context
-    exact = _compute(op, inputs, params, context, decision.accumulator, site)
-    exact = site.xp.asarray(exact, order="C")
+    path = f"{context.role}/{context.scope}/{op.name}"
+    call = context.calls.get(path, 0)  # where it has none, a Counter would ask Python for 0
+    context.calls[path] = call + 1
+    draw = None
+    if decision.draws or decision.accumulator is not None:
+        draw = partial(_draw, context, path, call, array_module(inputs[0].data))
+    exact, m = _compute(op, inputs, params, context, decision.accumulator, draw)
+    exact = m.xp.asarray(exact, order="C")
     if not context.observers:
-        return _round(op, exact, decision, site, inputs), None
-    event = _round_watched(op, exact, decision, site, inputs, params)
-    return event.rounded, event
+        return _round(op, exact, decision, context, m, inputs), None
+    rounded, kept, factor, tally = _round_watched(op, exact, decision, context, m, inputs)
+    arrays: tuple[Array, ...] = ()
+    formats: tuple[AnyFormat | None, ...] = ()
+    for x in inputs:
+        arrays += (x.data,)
+        formats += (x.format,)
+    return rounded, Event(
+        op.name, op.kind, context.phase, context.role, context.scope, context.step, path, call,
+        decision.format, decision.output, arrays, kept, rounded, params, decision.accumulator,
+        formats, factor, tally,
+    )  # fmt: skip
+
+
+def _draw(
+    context: Context, path: str, call: int, xp: Any, shape: tuple[int, ...], start: int,
+    use: str = "/accumulate",
+) -> Array:  # fmt: skip
+    """Return random words `start`, `start` + 1, ... of one run of an op, keyed by its place."""
+    return words(key(context.seed, path + use, context.step, call), shape, start, xp)
 
 
 def _compute(
@@ -219,23 +218,25 @@ def _compute(
     params: dict[str, Any],
     context: Context,
     accumulator: Accumulator | None = None,
-    site: Site | None = None,
-) -> Array:
-    """Run the forward in the carrier."""
-    xp = site.xp if site else array_module(inputs[0].data)
-    draw = site.draw if site else None
-    arithmetic = Arithmetic(xp, context.policy.carrier, accumulator, draw, context.pool)
-    arrays = [t.data for t in inputs]
+    draw: Callable[..., Array] | None = None,
+) -> tuple[Array, Arithmetic]:
+    """Run the forward in the carrier; return what it computed with as well."""
+    xp = array_module(inputs[0].data)
+    m = Arithmetic(xp, context.policy.carrier, accumulator, draw, context.pool)
+    arrays = []
+    for x in inputs:
+        arrays.append(x.data)
     if xp is not np:  # tokens and masks are made on the host
         params = {n: xp.asarray(p) if isinstance(p, np.ndarray) else p for n, p in params.items()}
-    return op.forward(arithmetic, *arrays, **params)  # type: ignore[no-any-return]
+    return op.forward(m, *arrays, **params), m
 
 
 def _round(
     op: Primitive,
     exact: Array,
     decision: Decision,
-    site: Site,
+    context: Context,
+    m: Arithmetic,
     inputs: tuple[Tensor, ...],
     *,
     keep: bool = False,
@@ -244,54 +245,52 @@ def _round(
     """Round the result: in place, unless it is to be kept, or is the operand."""
     rounded = exact
     if keep or op.kind == "cast":
-        rounded = Arithmetic(site.xp, exact.dtype, pool=site.context.pool).empty(exact.shape)
+        rounded = Arithmetic(m.xp, exact.dtype, pool=m.pool).empty(exact.shape)
     fmt, rounding = decision.format, decision.output.rounding
-    random = site.draw(exact.shape, 0, "") if decision.draws else None
+    random = m.draw(exact.shape, 0, "") if decision.draws and m.draw else None
     if isinstance(fmt, Format):
         round_quietly(exact, rounded, fmt, rounding, decision.overflow, random, tally)
     elif fmt.rule is ScaleRule.DELAYED:
-        delays, place = site.context.delays, _place(site, inputs)
-        delays.see(place, exact, fmt.max)
-        quantize_into(exact, rounded, fmt, rounding, random, delays.factor(place))
+        place = _place(context, inputs)
+        context.delays.see(place, exact, fmt.max)
+        quantize_into(exact, rounded, fmt, rounding, random, context.delays.factor(place))
     else:
         quantize(exact, fmt, rounding, decision.output.overflow, random, out=rounded)
     return rounded
 
 
-def _place(site: Site, inputs: tuple[Tensor, ...]) -> str:
+def _place(context: Context, inputs: tuple[Tensor, ...]) -> str:
     """Return where a tensor's factor of delayed scaling is kept: its scope, and what it is there."""
-    return f"{site.context.scope}/{inputs[0].origin}"
+    return f"{context.scope}/{inputs[0].origin}"
 
 
 def _round_watched(
     op: Primitive,
     exact: Array,
     decision: Decision,
-    site: Site,
+    context: Context,
+    m: Arithmetic,
     inputs: tuple[Tensor, ...],
-    params: dict[str, Any],
-) -> Event:
-    """Round the result, and say what happened.
+) -> tuple[Array, Array | None, float | None, Tally | None]:
+    """Round the result; return also the result as it was, if that is kept, and what was counted.
 
-    What observers need decides whether the result is kept as it was, and counted on the way.
+    What observers need decides whether it is kept, and whether it is counted on the way.  Between
+    the two comes the factor of delayed scaling.
     """
-    context, fmt = site.context, decision.format
-    needs = [getattr(observe, "needs", "exact") for observe in context.observers]
-    counted, histogram = needs.count("exact") < len(needs), "hist" in needs
-    on_the_way = counted and isinstance(fmt, Format)
-    tally = Tally(fmt, exact.dtype, histogram=histogram) if on_the_way else None
-    keep = "exact" in needs or not on_the_way
-    rounded = _round(op, exact, decision, site, inputs, keep=keep, tally=tally)
+    fmt, keep, counted, histogram = decision.format, False, False, False
+    for observe in context.observers:
+        needs = getattr(observe, "needs", "exact")
+        keep, counted = keep or needs == "exact", counted or needs != "exact"
+        histogram = histogram or needs == "hist"
+    plain = isinstance(fmt, Format)
+    tally = Tally(fmt, exact.dtype, histogram=histogram) if counted and plain else None
+    keep = keep or tally is None
+    rounded = _round(op, exact, decision, context, m, inputs, keep=keep, tally=tally)
     delayed = isinstance(fmt, Scaled) and fmt.rule is ScaleRule.DELAYED
-    factor = context.delays.factor(_place(site, inputs)) if delayed else None
+    factor = context.delays.factor(_place(context, inputs)) if delayed else None
     if counted and tally is None and exact.size:
         tally = Tally.of(exact, rounded, fmt, histogram=histogram, factor=factor)
-    arrays, formats = tuple([t.data for t in inputs]), tuple([t.format for t in inputs])
-    return Event(
-        op.name, op.kind, context.phase, context.role, context.scope, context.step, site.path,
-        site.call, fmt, decision.output, arrays, exact if keep else None, rounded, params,
-        decision.accumulator, formats, factor, tally,
-    )  # fmt: skip
+    return rounded, exact if keep else None, factor, tally
 
 
 def _wrap(

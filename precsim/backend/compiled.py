@@ -211,7 +211,8 @@ def counting(size: int) -> Any:
 
 def _watching(size: int, *, counts: bool = True) -> Any:
     """Return the module of compiled kernels if what they round or did is to be counted so, or None."""
-    if _steady.get() and _tier.get() is Tier.AUTO:
+    wanted = _tier.get()
+    if wanted is Tier.NUMBA or (wanted is Tier.AUTO and _steady.get()):
         return _fused()
     return _kernels(max(size, LARGE), counts=counts)
 

@@ -7,7 +7,7 @@ rounded, counted and put back while it is in the first-level cache.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,12 +67,24 @@ def round_into(
     The first of `found` is for the exponent `lowest` and below, its last for those above; an empty
     one asks for no such count.  None where there is no kernel; then nothing was done.
     """
-    choice = choose(x.dtype, fmt, rounding, overflow)
+    choice = _choose(x.dtype, fmt, rounding, overflow)
+    if choice is None:
+        return None
+    run, uint, numbers = choice
+    drawn = NO_WORDS if words is None else words.reshape(-1)
+    return _run(run, uint, x, out, drawn, numbers, bounds, found, lowest)
+
+
+@lru_cache(maxsize=1024)
+def _choose(
+    dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflow
+) -> tuple[Callable[..., Counted], Any, Array] | None:
+    """Return the loop, the type of the bits and the numbers; None where there is no kernel."""
+    choice = choose(dtype, fmt, rounding, overflow)
     if choice is None:
         return None
     run = _counter(choice.uint, choice.how, choice.mode, choice.kind)
-    drawn = NO_WORDS if words is None else words.reshape(-1)
-    return _run(run, choice.uint, x, out, drawn, choice.numbers, bounds, found, lowest)
+    return run, choice.uint, choice.numbers
 
 
 def count(x: Array, rounded: Array, bounds: Array, found: Array, lowest: int) -> Counted:

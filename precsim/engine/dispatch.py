@@ -94,12 +94,14 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     context = current()
     inputs = _in_carrier(op, operands, context)
     if op.kind == "movement":
-        moved, _ = _compute(op, inputs, params, context)
+        m = Arithmetic(array_module(inputs[0].data), context.policy.carrier, pool=context.pool)
+        moved = _compute(op, _arrays(inputs), params, m)
         return _wrap(op, inputs, params, context, moved, _moved_format(op, inputs[0], params))
     if op.kind == "cast":
-        decision = _decide_cast(inputs[0], params, context)
-        if decision.format == inputs[0].format:
+        found = _decide_cast(inputs[0], params, context)
+        if found is None:
             return inputs[0]
+        decision = found
     else:
         decision = context.policy.decide(op.name, op.kind, context.role, context.scope, inputs)
     arrived = inputs
@@ -116,15 +118,13 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
 def _in_carrier(op: Primitive, operands: tuple[Any, ...], context: Context) -> tuple[Tensor, ...]:
     """Return the operands as tensors of the policy's carrier; those of another are carried over."""
     carrier = context.policy.carrier
-    for x in operands:
-        if type(x) is not Tensor or x.data.dtype != carrier:
-            break
-    else:
-        return operands
-    inputs = tuple([as_tensor(x) for x in operands])
-    if op.name == "carry":
-        return inputs
-    return tuple([x if x.data.dtype == carrier else _carried(x, carrier) for x in inputs])
+    inputs: tuple[Tensor, ...] = ()
+    for operand in operands:
+        x = operand if type(operand) is Tensor else as_tensor(operand)
+        if x.data.dtype != carrier and op.name != "carry":
+            x = _carried(x, carrier)
+        inputs += (x,)
+    return inputs
 
 
 def _carried(x: Tensor, carrier: np.dtype[Any]) -> Tensor:
@@ -134,13 +134,18 @@ def _carried(x: Tensor, carrier: np.dtype[Any]) -> Tensor:
     return OPS["carry"].call(x)
 
 
-def _decide_cast(x: Tensor, params: dict[str, Any], context: Context) -> Decision:
-    """A cast brings its own target; a gradient's the format to go back to if the policy lets it."""
-    target = params.get("to")
-    if target is not None:
-        return Decision((None,), target, context.policy.resolve(target, (x.format,)), None)
-    as_before = Tensor(x.data, params["like"], origin=x.origin)
-    return context.policy.decide("cast", "cast", context.role, context.scope, (as_before,))
+def _decide_cast(x: Tensor, params: dict[str, Any], context: Context) -> Decision | None:
+    """A cast brings its own target; a gradient's the format to go back to if the policy lets it.
+
+    None: x is in that format.
+    """
+    target, policy = params.get("to"), context.policy
+    if target is None:
+        as_before = Tensor(x.data, params["like"], origin=x.origin)
+        decision = policy.decide("cast", "cast", context.role, context.scope, (as_before,))
+        return None if decision.format == x.format else decision
+    fmt = policy.resolve(target, (x.format,))
+    return None if fmt is x.format or fmt == x.format else Decision((None,), target, fmt, None)
 
 
 def _cast(inputs: tuple[Tensor, ...], decision: Decision) -> tuple[Tensor, ...]:
@@ -184,19 +189,16 @@ def _run(
     path = f"{context.role}/{context.scope}/{op.name}"
     call = context.calls.get(path, 0)  # where it has none, a Counter would ask Python for 0
     context.calls[path] = call + 1
-    draw = None
+    arrays, draw = _arrays(inputs), None
+    xp = array_module(arrays[0])
     if decision.draws or decision.accumulator is not None:
-        draw = partial(_draw, context, path, call, array_module(inputs[0].data))
-    exact, m = _compute(op, inputs, params, context, decision.accumulator, draw)
-    exact = m.xp.asarray(exact, order="C")
+        draw = partial(_draw, context, path, call, xp)
+    m = Arithmetic(xp, context.policy.carrier, decision.accumulator, draw, context.pool)
+    exact = xp.asarray(_compute(op, arrays, params, m), order="C")
     if not context.observers:
         return _round(op, exact, decision, context, m, inputs), None
     rounded, kept, factor, tally = _round_watched(op, exact, decision, context, m, inputs)
-    arrays: tuple[Array, ...] = ()
-    formats: tuple[AnyFormat | None, ...] = ()
-    for x in inputs:
-        arrays += (x.data,)
-        formats += (x.format,)
+    formats = tuple([x.format for x in inputs])
     return rounded, Event(
         op.name, op.kind, context.phase, context.role, context.scope, context.step, path, call,
         decision.format, decision.output, arrays, kept, rounded, params, decision.accumulator,
@@ -212,23 +214,21 @@ def _draw(
     return words(key(context.seed, path + use, context.step, call), shape, start, xp)
 
 
-def _compute(
-    op: Primitive,
-    inputs: tuple[Tensor, ...],
-    params: dict[str, Any],
-    context: Context,
-    accumulator: Accumulator | None = None,
-    draw: Callable[..., Array] | None = None,
-) -> tuple[Array, Arithmetic]:
-    """Run the forward in the carrier; return what it computed with as well."""
-    xp = array_module(inputs[0].data)
-    m = Arithmetic(xp, context.policy.carrier, accumulator, draw, context.pool)
-    arrays = []
+def _arrays(inputs: tuple[Tensor, ...]) -> tuple[Array, ...]:
+    arrays: tuple[Array, ...] = ()
     for x in inputs:
-        arrays.append(x.data)
-    if xp is not np:  # tokens and masks are made on the host
-        params = {n: xp.asarray(p) if isinstance(p, np.ndarray) else p for n, p in params.items()}
-    return op.forward(m, *arrays, **params), m
+        arrays += (x.data,)
+    return arrays
+
+
+def _compute(
+    op: Primitive, arrays: tuple[Array, ...], params: dict[str, Any], m: Arithmetic
+) -> Array:
+    """Run the forward in the carrier."""
+    if m.xp is not np:  # tokens and masks are made on the host
+        asarray = m.xp.asarray
+        params = {n: asarray(p) if isinstance(p, np.ndarray) else p for n, p in params.items()}
+    return op.forward(m, *arrays, **params)  # type: ignore[no-any-return]
 
 
 def _round(

@@ -14,6 +14,8 @@ Bits = npt.NDArray[np.uint64]
 LOWEST, HIGHEST = -160, 140
 """Exponents that a histogram tells apart; smaller and larger ones go to the end bins."""
 
+BINS = HIGHEST - LOWEST + 1
+
 PAIRS_FROM = 1 << 12
 """Elements from which on exponents are counted in pairs, which is quicker by a third."""
 
@@ -35,7 +37,7 @@ class Exponents:
     _first, _last = 0, 0  # exponent fields in the table, if there is one
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.counts = np.zeros(HIGHEST - LOWEST + 1, np.int64)
+        self.counts = np.zeros(BINS, np.int64)
         self._dtype = dtype
 
     def add(self, magnitude: npt.NDArray[Any], low: float, top: float, zeros: int) -> None:
@@ -66,7 +68,8 @@ class Exponents:
 
     def histogram(self) -> npt.NDArray[np.int64]:
         """Return how many magnitudes have each exponent, `LOWEST` to `HIGHEST` and beyond."""
-        self._empty()
+        if self._pairs is not None:
+            self._empty()
         return self.counts
 
     def _field(self, value: float) -> int:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from precsim.backend import compiled, one_pass, one_pass_counts
 from precsim.backend import cupy as device
-from precsim.engine.exponents import HIGHEST, LOWEST, Exponents
+from precsim.engine.exponents import BINS, LOWEST, Exponents
 from precsim.formats.arrays import array_module
 from precsim.formats.format import Format
 from precsim.formats.modes import Mode, Overflow
@@ -108,7 +108,7 @@ class Tally:
             largest=limits.get("largest", self.ends.largest),
             factor=limits.get("factor", 0.0),
             lowest=LOWEST,
-            bins=HIGHEST - LOWEST + 1,
+            bins=BINS,
             histogram=self.exponents is not None,
         )
         self._on_device = device.count(exact, rounded, wanted, *how)
@@ -207,7 +207,8 @@ class Tally:
     @property
     def histogram(self) -> npt.NDArray[np.int64] | None:
         """How many nonzero finite magnitudes have each exponent, `LOWEST` up; None without any."""
-        self._fetch()
+        if self._on_device is not None:
+            self._fetch()
         return None if self.exponents is None else self.exponents.histogram()
 
     def _set_nonfinite_aside(self, x: Any, r: Any, magnitude: Any) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fractions import Fraction
+from functools import cached_property
 
 IEEE_BIAS = -(10**6)
 """Stands for "the usual bias of this exponent width", 2^(exp_bits-1) - 1."""
@@ -156,7 +157,7 @@ class Format:
         """Distance from 1 to the next larger value (2^-man_bits)."""
         return 2.0**-self.man_bits
 
-    @property
+    @cached_property
     def u(self) -> float:
         """Unit roundoff: the largest relative error of round-to-nearest, half of `eps`.
 

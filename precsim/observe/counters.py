@@ -242,5 +242,8 @@ def _updates(event: Event) -> Callable[[], dict[str, int]]:
         return device.updates(weight, delta, event.rounded)
     moved = delta != 0
     swamped = moved & (event.rounded == weight)
-    found = {"updates": int(moved.sum()), "swamped": int(swamped.sum())}
+    found = {
+        "updates": int(np.count_nonzero(moved)),
+        "swamped": int(np.count_nonzero(swamped)),
+    }
     return lambda: found

@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from hashlib import blake2b
+from math import nan
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,7 +32,7 @@ from precsim.engine.dispatch import Event
 from precsim.formats.format import Format
 from precsim.formats.registry import AnyFormat
 from precsim.observe.counters import OpCounts, Pending, note, read
-from precsim.observe.shadow import local_error
+from precsim.observe.shadow import FLOAT64, local_error
 
 LEVELS = ("off", "counts", "hist", "shadow", "tensors")
 """From the cheapest on; each does what those before it do."""
@@ -104,7 +105,8 @@ class Tracer:
 
     def __init__(self, level: Level, *, hashes: bool = True) -> None:
         self.level = level
-        self.needs = "hist" if level.includes("hist") else "counts"
+        self._histogram = level.includes("hist")
+        self.needs = "hist" if self._histogram else "counts"
         self._hasher = ThreadPoolExecutor(1, "precsim-hashes") if hashes else None
         self._hashes: list[Future[int]] = []
         self._measure: Callable[[Event], float] | None = (
@@ -118,7 +120,7 @@ class Tracer:
     def __call__(self, event: Event) -> None:
         """Note one op."""
         number = len(self._rows)
-        self._rows.append(note(event, histogram=self.needs == "hist"))
+        self._rows.append(note(event, histogram=self._histogram))
         if self._hasher:
             rounded = to_numpy(event.rounded)
             self._hashes.append(self._hasher.submit(digest, rounded, event.format))
@@ -143,17 +145,17 @@ class Tracer:
         return trace
 
     def _error(self, event: Event) -> float | None:
-        if event.rounded.dtype == np.float64 and event.accumulator is None:
+        if event.accumulator is None and event.rounded.dtype == FLOAT64:
             return None  # the op is its own shadow
         if self._measure is None:
-            return float("nan")
+            return nan
         try:
             return self._measure(event)
         except Exception as error:  # noqa: BLE001  (whatever fails, it is not the run)
             self._measure = None
             msg = f"no shadow from {event.path} at step {event.step} on: {error!r}"
             warnings.warn(msg, RuntimeWarning, stacklevel=2)
-            return float("nan")
+            return nan
 
 
 def digest(values: Any, fmt: AnyFormat) -> int:

@@ -122,6 +122,23 @@ def test_compiled_formulas_and_numpys_have_the_same_bits(x, row, number):
     assert Formula(lambda x: x * number).steps[0].right == number
 
 
+@pytest.mark.parametrize("columns", [7, 3000])
+def test_a_formula_of_one_step_is_that_step_at_any_size(columns):
+    pytest.importorskip("numba")
+    x, y = np.random.default_rng(0).standard_normal((2, 3, columns), np.float32)
+    row = y[:, :1].copy()
+    for name in TIERS:
+        with tier(name):
+            assert same_bits(Formula(lambda x, y: x / y)(x, row, out=np.empty_like(x)), x / row)
+            assert same_bits(Formula(lambda x, y: y - x)(x, y, out=np.empty_like(x)), y - x)
+            assert same_bits(Formula(lambda x, y: x + 1.0)(x, y, out=np.empty_like(x)), x + 1)
+            assert same_bits(Formula(lambda x, y: 0.0 - y)(x, y, out=np.empty_like(x)), 0 - y)
+            assert same_bits(Formula(lambda x, y, z: x * y)(x, y, y, out=x.copy()), x * y)
+            here = x.copy()
+            assert Formula(lambda x, y: x - y)(here, row, out=here) is here
+            assert same_bits(here, x - row)
+
+
 @formula
 def FIXED(x, row):
     return (x - row) * x / row + 0.1 * row

@@ -18,7 +18,7 @@ from precsim.engine.arithmetic import Arithmetic, Array
 from precsim.engine.context import Context, current
 from precsim.engine.policy import Decision
 from precsim.engine.precision import Accumulator, Precision
-from precsim.engine.rule import Origin, Saved
+from precsim.engine.rule import MADE_AS, Saved
 from precsim.engine.tally import Tally
 from precsim.engine.tape import OPS, Node, Primitive, Vjp
 from precsim.engine.tensor import Tensor, as_tensor
@@ -302,10 +302,8 @@ def _wrap(
     fmt: AnyFormat | None,
 ) -> Tensor:
     """Make the result a tensor, with a node on the tape if a gradient must come back through it."""
-    if op.kind in ("movement", "cast"):
-        origin = inputs[0].origin
-    else:
-        origin = Origin.GRADIENT if context.phase == "backward" else Origin.INPUT
+    moved = op.kind in ("movement", "cast")
+    origin = inputs[0].origin if moved else MADE_AS[context.role]
     if context.taping and _needs_gradient(op, inputs):
         node = Node(op, inputs, params, context.scope)
         return Tensor(data, fmt, requires_grad=True, node=node, origin=origin)

@@ -39,6 +39,12 @@ class Origin(StrEnum):
     """Made in the backward pass; a weight that is transposed there stays a weight."""
 
 
+MADE_AS = {
+    role: Origin.GRADIENT if phase == "backward" else Origin.INPUT for role, phase in PHASES.items()
+}
+"""Role of a tensor -> what it is to rules when an op has made it."""
+
+
 class Saved(StrEnum):
     """Which operands of an op the backward pass sees."""
 

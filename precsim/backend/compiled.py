@@ -170,9 +170,8 @@ def evaluate(steps: tuple[Any, ...], operands: Sequence[Array], out: Array) -> b
     """Write a formula to `out` (`precsim.backend.formula`), in one pass; False: it is not done."""
     if _kernels(out.size, counts=False) is None:
         return False
-    from precsim.backend import fused_formula
-
-    return fused_formula.run(steps, operands, out)
+    done: bool = _fused_formula().run(steps, operands, out)
+    return done
 
 
 def random(key: tuple[int, int], block: int, blocks: int) -> Array | None:
@@ -222,6 +221,13 @@ def _fused_counts() -> ModuleType:
     from precsim.backend import fused_counts
 
     return fused_counts
+
+
+@cache
+def _fused_formula() -> ModuleType:
+    from precsim.backend import fused_formula
+
+    return fused_formula
 
 
 def comparing(size: int) -> Any:

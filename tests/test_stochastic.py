@@ -109,7 +109,7 @@ def test_exact_goes_up_for_as_many_of_all_words_as_32_bits_can_say(fmt):
         random = np.clip(word, 0, 2**32 - 1).astype(np.uint32)
         return went_up(x, quantize(x, fmt, "stochastic", "ieee", random))
 
-    settled = ~fmt.subnormals & (x < fmt.smallest_normal) | (fmt.has_zero is False) & (x < fmt.min)
+    settled = (not fmt.subnormals) & (x < fmt.smallest_normal) | (not fmt.has_zero) & (x < fmt.min)
     np.testing.assert_array_equal(up(count - 1)[~settled], (count > 0)[~settled])
     np.testing.assert_array_equal(up(count)[~settled], (count == 2**32)[~settled])
 

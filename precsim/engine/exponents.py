@@ -15,6 +15,7 @@ LOWEST, HIGHEST = -160, 140
 """Exponents that a histogram tells apart; smaller and larger ones go to the end bins."""
 
 BINS = HIGHEST - LOWEST + 1
+"""How many exponents those are."""
 
 PAIRS_FROM = 1 << 12
 """Elements from which on exponents are counted in pairs, which is quicker by a third."""
@@ -25,7 +26,9 @@ SIDE = 1 << BITS
 
 
 class Exponents:
-    """How many magnitudes have each exponent, counted two at a time.
+    """Counts how many magnitudes have each exponent, two at a time, into a histogram of `BINS`.
+
+    Its first is for the exponent `LOWEST` and below, its last for `HIGHEST` and above.
 
     `bincount` takes the same time for every number that it is given, so it is given the last
     `BITS` bits of the exponents of two magnitudes, as one number.  That tells exponents apart where
@@ -36,8 +39,8 @@ class Exponents:
     _zeros = 0
     _first, _last = 0, 0  # exponent fields in the table, if there is one
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.counts = np.zeros(BINS, np.int64)
+    def __init__(self, dtype: np.dtype[Any], counts: npt.NDArray[np.int64]) -> None:
+        self.counts = counts
         self._dtype = dtype
 
     def add(self, magnitude: npt.NDArray[Any], low: float, top: float, zeros: int) -> None:
@@ -53,7 +56,7 @@ class Exponents:
             if together[1] - together[0] < SIDE:
                 first, last = together
             else:
-                self._empty()
+                self.finish()
         self._first, self._last = first, last
         self._zeros += zeros
         if magnitude.size % 2:
@@ -65,12 +68,6 @@ class Exponents:
         numbers = write(magnitude.view(np.uint64), scratch("rest", magnitude).view(np.uint64))
         pairs = np.bincount(numbers.view(np.int64), minlength=SIDE * SIDE)
         self._pairs = pairs if self._pairs is None else self._pairs + pairs
-
-    def histogram(self) -> npt.NDArray[np.int64]:
-        """Return how many magnitudes have each exponent, `LOWEST` to `HIGHEST` and beyond."""
-        if self._pairs is not None:
-            self._empty()
-        return self.counts
 
     def _field(self, value: float) -> int:
         bits: Any = self._dtype.type(value).view(f"u{self._dtype.itemsize}")
@@ -96,7 +93,7 @@ class Exponents:
             places = np.arange(start, start + counts.size).clip(0, self.counts.size - 1)
             np.add.at(self.counts, places, counts)
 
-    def _empty(self) -> None:
+    def finish(self) -> None:
         """Move what is in the table to the histogram."""
         if self._pairs is None:
             return

@@ -63,7 +63,8 @@ class Tally:
 
     def __init__(self, fmt: AnyFormat, dtype: np.dtype[Any], *, histogram: bool) -> None:
         self.ends = ends(fmt, dtype)
-        self.exponents = Exponents(dtype) if histogram else None
+        self.bins = np.zeros(BINS, np.int64) if histogram else None
+        self._exponents: Exponents | None = None  # which NumPy counts in
         self._on_device: Callable[[], one_pass_counts.Counted] | None = None
 
     @classmethod
@@ -109,7 +110,7 @@ class Tally:
             factor=limits.get("factor", 0.0),
             lowest=LOWEST,
             bins=BINS,
-            histogram=self.exponents is not None,
+            histogram=self.bins is not None,
         )
         self._on_device = device.count(exact, rounded, wanted, *how)
 
@@ -130,8 +131,8 @@ class Tally:
         counts = found.pop("histogram")
         vars(self).update(found)
         self._on_device = None
-        if self.exponents is not None:
-            self.exponents.counts += counts
+        if self.bins is not None:
+            self.bins += counts
 
     def in_one_pass(
         self,
@@ -154,7 +155,7 @@ class Tally:
 
     def _asked(self) -> tuple[Any, ...]:
         """Return what compiled kernels need to know."""
-        found = _NO_BINS if self.exponents is None else self.exponents.counts
+        found = _NO_BINS if self.bins is None else self.bins
         return self.ends.bits, found, LOWEST
 
     def _take(self, found: Any) -> bool:
@@ -201,15 +202,19 @@ class Tally:
             self.saturated += _count((magnitude > edges.largest) & (np.abs(r) == edges.largest))
         self.square += sum_of_squares(x)
         self.amax, self.amin = max(self.amax, top), min(self.amin, low)
-        if self.exponents is not None:
-            self.exponents.add(magnitude, low, top, zeros)
+        if self.bins is not None:
+            if self._exponents is None:
+                self._exponents = Exponents(x.dtype, self.bins)
+            self._exponents.add(magnitude, low, top, zeros)
 
     @property
     def histogram(self) -> npt.NDArray[np.int64] | None:
         """How many nonzero finite magnitudes have each exponent, `LOWEST` up; None without any."""
         if self._on_device is not None:
             self._fetch()
-        return None if self.exponents is None else self.exponents.histogram()
+        if self._exponents is not None:
+            self._exponents.finish()
+        return self.bins
 
     def _set_nonfinite_aside(self, x: Any, r: Any, magnitude: Any) -> tuple[Any, Any]:
         """Count NaN, infinities and overflow, and return the arrays with zeros in their place.

@@ -195,7 +195,7 @@ def note(event: Event, *, histogram: bool = True) -> OpCounts | Pending:
              fmt.name, element_of(fmt).u, event.rounded.size)  # fmt: skip
     if not event.rounded.size:
         return OpCounts(*names)
-    if t is None or (histogram and t.exponents is None):
+    if t is None or (histogram and t.bins is None):
         t = Tally.of(event.exact, event.rounded, fmt, histogram=histogram, factor=event.factor)
     moved = _updates(event) if event.op == "apply_update" else None
     if array_module(event.rounded) is np:  # there is nothing to wait for

@@ -88,17 +88,28 @@ class _Arrived:
         self.sums: dict[int, Tensor] = {}
         self.parts: dict[int, dict[tuple[int, int], Tensor]] = {}
         self.scopes: dict[int, str] = {}  # where a tensor was taken apart
+        policy = current().policy
+        self.follow = policy.follows("gradients") or policy.follows("weight_gradients")
 
     def add(self, x: Tensor, found: Tensor | Part) -> None:
         """Add what a backward rule found for x."""
         if isinstance(found, Part):
             parts, place = self.parts.setdefault(id(x), {}), (found.axis, found.place)
             self.scopes[id(x)] = current().scope
-            parts[place] = _accumulate(parts.get(place), _followed(x, found.gradient))
+            parts[place] = _accumulate(parts.get(place), self._followed(x, found.gradient))
             return
         if found.shape != x.shape:
             found = OPS["sum_to"].call(found, shape=x.shape)
-        self.sums[id(x)] = _accumulate(self.sums.get(id(x)), _followed(x, found))
+        self.sums[id(x)] = _accumulate(self.sums.get(id(x)), self._followed(x, found))
+
+    def _followed(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """Cast a gradient to the format of its tensor, where the policy says "widest"."""
+        if not self.follow:  # as in most policies
+            return gradient
+        context = current()
+        if context.policy.follows(context.role) and isinstance(x.format, Format):
+            return OPS["cast"].call(gradient, like=x.format)
+        return gradient
 
     def take(self, x: Tensor) -> Tensor:
         """Return the whole gradient of x, for which nothing comes any more."""
@@ -123,14 +134,6 @@ def _join(x: Tensor, axis: int, parts: dict[tuple[int, int], Tensor]) -> Tensor:
 def _role(x: Tensor) -> str:
     """Return the role of the gradient of x."""
     return "weight_gradients" if x.is_weight else "gradients"
-
-
-def _followed(x: Tensor, gradient: Tensor) -> Tensor:
-    """Cast a gradient to the format of its tensor, where the policy says "widest"."""
-    context = current()
-    if context.policy.follows(context.role) and isinstance(x.format, Format):
-        return OPS["cast"].call(gradient, like=x.format)
-    return gradient
 
 
 def _accumulate(total: Tensor | None, part: Tensor) -> Tensor:

@@ -94,8 +94,10 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
     context = current()
     inputs = _in_carrier(op, operands, context)
     if op.kind == "movement":
-        m = Arithmetic(array_module(inputs[0].data), context.policy.carrier, pool=context.pool)
-        moved = _compute(op, _arrays(inputs), params, m)
+        xp = array_module(inputs[0].data)
+        m = Arithmetic(xp, context.policy.carrier, pool=context.pool)
+        there = params if xp is np else _moved_to(xp, params)
+        moved = op.forward(m, *_arrays(inputs), **there)
         return _wrap(op, inputs, params, context, moved, _moved_format(op, inputs[0], params))
     decision: Decision | None
     if op.kind == "cast":
@@ -118,13 +120,15 @@ def dispatch(op: Primitive, operands: tuple[Any, ...], params: dict[str, Any]) -
 def _in_carrier(op: Primitive, operands: tuple[Any, ...], context: Context) -> tuple[Tensor, ...]:
     """Return the operands as tensors of the policy's carrier; those of another are carried over."""
     carrier = context.policy.carrier
-    inputs: tuple[Tensor, ...] = ()
-    for operand in operands:
-        x = operand if type(operand) is Tensor else as_tensor(operand)
-        if x.data.dtype != carrier and op.name != "carry":
-            x = _carried(x, carrier)
-        inputs += (x,)
-    return inputs
+    for x in operands:
+        if type(x) is not Tensor or x.data.dtype != carrier:
+            break
+    else:
+        return operands
+    inputs = [as_tensor(x) for x in operands]
+    if op.name != "carry":
+        inputs = [x if x.data.dtype == carrier else _carried(x, carrier) for x in inputs]
+    return tuple(inputs)
 
 
 def _carried(x: Tensor, carrier: np.dtype[Any]) -> Tensor:
@@ -194,7 +198,8 @@ def _run(
     if decision.draws or decision.accumulator is not None:
         draw = partial(_draw, context, path, call, xp)
     m = Arithmetic(xp, context.policy.carrier, decision.accumulator, draw, context.pool)
-    exact = xp.asarray(_compute(op, arrays, params, m), order="C")
+    there = params if xp is np else _moved_to(xp, params)
+    exact = xp.asarray(op.forward(m, *arrays, **there), order="C")
     if not context.observers:
         return _round(op, exact, decision, context, m, inputs), None
     rounded, kept, factor, tally = _round_watched(op, exact, decision, context, m, inputs)
@@ -221,14 +226,9 @@ def _arrays(inputs: tuple[Tensor, ...]) -> tuple[Array, ...]:
     return arrays
 
 
-def _compute(
-    op: Primitive, arrays: tuple[Array, ...], params: dict[str, Any], m: Arithmetic
-) -> Array:
-    """Run the forward in the carrier."""
-    if m.xp is not np:  # tokens and masks are made on the host
-        asarray = m.xp.asarray
-        params = {n: asarray(p) if isinstance(p, np.ndarray) else p for n, p in params.items()}
-    return op.forward(m, *arrays, **params)  # type: ignore[no-any-return]
+def _moved_to(xp: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Move arrays among the parameters to a device: tokens and masks are made on the host."""
+    return {n: xp.asarray(p) if isinstance(p, np.ndarray) else p for n, p in params.items()}
 
 
 def _round(

@@ -34,6 +34,9 @@ from precsim.formats.modes import Mode, Overflow
 BLOCK = 1 << 12
 """Elements of a block."""
 
+_BIAS: dict[Any, int] = {np.uint32: 127, np.uint64: 1023}
+"""Bits of a carrier -> what its exponent field has too much."""
+
 Counted = tuple[int, int, int, int, int, int, int, int, float, float, float, float]
 """Zeros, flushed, subnormal, inexact, saturated, overflowed, NaN, not finite before; square and error;
 the smallest magnitude of a finite number but 0, infinity if there is none, and the largest."""
@@ -70,21 +73,23 @@ def round_into(
     choice = _choose(x.dtype, fmt, rounding, overflow)
     if choice is None:
         return None
-    run, uint, numbers = choice
+    run, uint, bias, numbers = choice
     drawn = NO_WORDS if words is None else words.reshape(-1)
-    return _run(run, uint, x, out, drawn, numbers, bounds, found, lowest)
+    before = x.reshape(-1).view(uint)
+    after = before if out is x else out.reshape(-1).view(uint)
+    return run(before, after, drawn, numbers, bounds, found, lowest + bias)
 
 
 @lru_cache(maxsize=1024)
 def _choose(
     dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflow
-) -> tuple[Callable[..., Counted], Any, Array] | None:
-    """Return the loop, the type of the bits and the numbers; None where there is no kernel."""
+) -> tuple[Callable[..., Counted], Any, int, Array] | None:
+    """Return the loop, the type and bias of the bits, the numbers; None where there is no kernel."""
     choice = choose(dtype, fmt, rounding, overflow)
     if choice is None:
         return None
     run = _counter(choice.uint, choice.how, choice.mode, choice.kind)
-    return run, choice.uint, choice.numbers
+    return run, np.dtype(choice.uint), _BIAS[choice.uint], choice.numbers
 
 
 def count(x: Array, rounded: Array, bounds: Array, found: Array, lowest: int) -> Counted:
@@ -92,24 +97,8 @@ def count(x: Array, rounded: Array, bounds: Array, found: Array, lowest: int) ->
     uint = np.uint32 if x.dtype == np.float32 else np.uint64
     run = _counter(uint, None, 0, 0)
     numbers = np.zeros(len(Numbers._fields), uint)  # by which nothing is rounded
-    return _run(run, uint, x, rounded, NO_WORDS, numbers, bounds, found, lowest)
-
-
-def _run(
-    run: Callable[..., Counted],
-    uint: Any,
-    x: Array,
-    out: Array,
-    drawn: Array,
-    numbers: Array,
-    bounds: Array,
-    found: Array,
-    lowest: int,
-) -> Counted:
-    first = lowest + (127 if uint is np.uint32 else 1023)
-    before = x.reshape(-1).view(uint)
-    after = before if out is x else out.reshape(-1).view(uint)
-    return run(before, after, drawn, numbers, bounds, found, first)
+    before, after = x.reshape(-1).view(uint), rounded.reshape(-1).view(uint)
+    return run(before, after, NO_WORDS, numbers, bounds, found, lowest + _BIAS[uint])
 
 
 def _infinity(uint: Any) -> Any:

@@ -203,7 +203,9 @@ def _run(
     if not context.observers:
         return _round(op, exact, decision, context, m, inputs), None
     rounded, kept, factor, tally = _round_watched(op, exact, decision, context, m, inputs)
-    formats = tuple([x.format for x in inputs])
+    formats: tuple[AnyFormat | None, ...] = ()
+    for x in inputs:
+        formats += (x.format,)
     return rounded, Event(
         op.name, op.kind, context.phase, context.role, context.scope, context.step, path, call,
         decision.format, decision.output, arrays, kept, rounded, params, decision.accumulator,

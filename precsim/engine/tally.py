@@ -91,7 +91,8 @@ class Tally:
         fused = compiled.counting(before.size)
         with np.errstate(all="ignore"):
             if fused is not None:
-                tally._take(fused.count(before, after, *tally._asked()))
+                bins = _NO_BINS if tally.bins is None else tally.bins
+                tally._take(fused.count(before, after, tally.ends.bits, bins, LOWEST))
             else:
                 block = BLOCK_BYTES // before.itemsize
                 for start in range(0, before.size, block):
@@ -150,13 +151,10 @@ class Tally:
         fused = compiled.counting(x.size)
         if fused is None:
             return False
-        found = fused.round_into(x, out, fmt, rounding, overflow, words, *self._asked())
-        return self._take(found)
-
-    def _asked(self) -> tuple[Any, ...]:
-        """Return what compiled kernels need to know."""
-        found = _NO_BINS if self.bins is None else self.bins
-        return self.ends.bits, found, LOWEST
+        bins = _NO_BINS if self.bins is None else self.bins
+        return self._take(
+            fused.round_into(x, out, fmt, rounding, overflow, words, self.ends.bits, bins, LOWEST)
+        )
 
     def _take(self, found: Any) -> bool:
         """Keep what compiled kernels counted in a whole array; False if they did not."""

@@ -292,8 +292,8 @@ def cross_entropy_grad(m: Arithmetic, g: Array, x: Array, targets: Array) -> Arr
         _quotient(here, total, out=here)
     counted = targets >= 0
     out[rows[counted], targets[counted]] -= 1
-    out *= xp.asarray((counted / counted.sum())[:, None] * g, x.dtype)
-    return out
+    share = xp.asarray((counted / counted.sum())[:, None] * g, x.dtype)
+    return _product(out, share, out=out)
 
 
 # Cross-entropy as two kernels, the way PyTorch runs it: what lies between them is rounded.

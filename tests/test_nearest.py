@@ -1,11 +1,14 @@
 """The short way to round to nearest: what lies beyond the largest value, NaNs, and odd shapes."""
 
 import itertools
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from precsim import testing
+from precsim.backend import tier
 from precsim.formats.format import Format
 from precsim.formats.kernels import plan_for
 from precsim.formats.modes import Rounding
@@ -101,3 +104,50 @@ def test_truncation_keeps_infinities_and_brings_other_numbers_back():
     assert np.isnan(got).tolist() == [True, True, False]
     assert got[2] == 1
     assert bits(quantize(x[:4], "fp16", "toward_zero", "saturate")) == bits([65504, -65504] * 2)
+
+
+def by_hand(v, fmt, rounding):
+    """Return a float rounded to nearest even, or toward zero, by fractions; infinity beyond all."""
+    if not math.isfinite(v) or v == 0:
+        return v
+    exponent = max(math.frexp(v)[1] - 1, fmt.emin) - fmt.man_bits
+    size = Fraction(abs(v)) / Fraction(2) ** exponent
+    whole = round(size) if rounding is Rounding.NEAREST else math.floor(size)
+    found = float(whole * Fraction(2) ** exponent)
+    if found > fmt.max:
+        found = math.inf if rounding is Rounding.NEAREST else fmt.max
+    return math.copysign(found, v)
+
+
+def near(v):
+    """Return a number and those beside it."""
+    return [v, np.nextafter(v, 0), np.nextafter(v, math.inf)]
+
+
+@pytest.mark.parametrize("name", ["bf16", "tf32", "e8m13", "e8m2", "fp16"])
+@pytest.mark.parametrize("rounding", [Rounding.NEAREST, Rounding.TOWARD_ZERO])
+def test_doubles_of_which_all_are_normal_are_rounded_as_those_are_of_which_some_are_not(
+    name, rounding
+):
+    """Where a block has no others, the bits are added to: that is so at its edges, and not beyond."""
+    fmt = element(name)
+    middles = [2.0**e * (1 + (k + 0.5) * 2.0**-fmt.man_bits) for e in (-9, 0, 7) for k in range(4)]
+    normal = [v for middle in middles for v in near(middle)]
+    edges = {
+        "none": [],
+        "zeros": [0.0, -0.0],
+        "smallest": near(2.0**fmt.emin),
+        "subnormal": near(2.0**fmt.emin * (1 - 2.0 ** -(fmt.man_bits + 1))),
+        "tiny": [5e-324, 2.0**-1022, 2.0 ** (fmt.emin - fmt.man_bits - 1)],
+        "largest": near(fmt.max),
+        "top": near(2.0**fmt.emax),
+        "beyond": near(fmt.max + 2.0 ** (fmt.emax - fmt.man_bits - 1)),
+        "special": [math.inf, -math.inf, 1e308],
+    }
+    for edge, zeros in itertools.product(edges.values(), ([], [0.0, -0.0])):
+        x = np.array([sign * v for v in [*normal, *edge, *zeros] for sign in (1, -1)])
+        want = [by_hand(v, fmt, rounding) for v in x.tolist()]
+        with tier("numpy"):
+            testing.assert_same(quantize(x, fmt, rounding), np.array(want), x)
+            for v, one in zip(x.tolist(), want, strict=True):
+                testing.assert_same(quantize(np.array([v]), fmt, rounding), np.array([one]), v)

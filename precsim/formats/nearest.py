@@ -34,17 +34,21 @@ def by_steps(dtype: np.dtype[Any], fmt: Format, *, truncates: bool) -> Short | N
         return None
     find, treat, zero = reciprocals(dtype, fmt), edge(dtype, fmt), np.array(0, dtype)
     has_nan, has_negative_zero = fmt.has_nan, fmt.has_negative_zero
+    shortest = among_normal(dtype, fmt, truncates=truncates) if _is_wide(dtype, fmt) else None
+    divide = _by_multiplying if dtype == np.float64 else np.divide
 
     def run(x: Array, out: Array, words: Array | None, saturate: bool) -> bool:
         if not (saturate or has_nan):
             return False
+        if shortest is not None and shortest(x, out, words, saturate):
+            return True
         inverse, bits = scratch_bits("step", x)
         beyond = find(x, bits)
         if beyond and truncates and not saturate:  # infinities stay, other numbers saturate
             return False
         np.multiply(x, inverse, out=out)
         to_whole(out, out=out)
-        np.divide(out, inverse, out=out)
+        divide(out, inverse, out=out)
         if beyond:
             treat(out, saturate)
         if not has_negative_zero:  # -0 + 0 is +0
@@ -54,32 +58,84 @@ def by_steps(dtype: np.dtype[Any], fmt: Format, *, truncates: bool) -> Short | N
     return run
 
 
+def _by_multiplying(x: Array, power: Array, out: Array) -> None:
+    """Divide by powers of two, which are lost: for float64 that is quicker than a division."""
+    bits = power.view(np.uint64)
+    np.subtract(_BOTH, bits, out=bits)
+    np.multiply(x, power, out=out)
+
+
+_BOTH = np.array(2046 << 52, np.uint64)
+"""The bits of a power of two, taken from this, are those of its reciprocal."""
+
+
+def _is_wide(dtype: np.dtype[Any], fmt: Format) -> bool:
+    """Whether numbers below a format's normal ones are rare, as they are for bf16 and tf32."""
+    return fmt.emin <= np.finfo(np.float32).minexp < 0 < np.finfo(dtype).nmant - fmt.man_bits
+
+
+def among_normal(dtype: np.dtype[Any], fmt: Format, *, truncates: bool) -> Short:
+    """Return what rounds by adding to the bits, where no number is subnormal, or may overflow."""
+    add = _adding(dtype, fmt, truncates=truncates)
+    number, word = _constants(dtype)
+    one, magnitude = word(1), word((1 << dtype.itemsize * 8 - 1) - 1)
+    low, top = (number(2.0**e).view(one.dtype)[()] for e in (fmt.emin, fmt.emax))
+
+    def run(x: Array, out: Array, words: Array | None, saturate: bool) -> bool:
+        _, bits = scratch_bits("step", x)
+        np.bitwise_and(x.view(bits.dtype), magnitude, out=bits)
+        if np.maximum.reduce(bits) >= top:
+            return False
+        least, limit = np.minimum.reduce(bits), low
+        if least == 0:  # less one, zeros are the largest numbers of all
+            np.subtract(bits, one, out=bits)
+            least, limit = np.minimum.reduce(bits), low - one
+        if least < limit:
+            return False
+        add(x, out)
+        return True
+
+    return run
+
+
 def by_bits(dtype: np.dtype[Any], fmt: Format, *, truncates: bool) -> Short | None:
     """Return what rounds a format with the carrier's exponents by adding to the bits, or not."""
-    shift = np.finfo(dtype).nmant - fmt.man_bits
-    if shift == 0 or not (fmt.signed and fmt.subnormals):
+    if np.finfo(dtype).nmant == fmt.man_bits or not (fmt.signed and fmt.subnormals):
         return None
-    number, word = _constants(dtype)
-    places, one, below_half = word(shift), word(1), word((1 << shift - 1) - 1)
-    keep = word((1 << dtype.itemsize * 8) - (1 << shift))
+    add, (number, _) = _adding(dtype, fmt, truncates=truncates), _constants(dtype)
     largest, least = number(fmt.max), number(-fmt.max)
 
     def run(x: Array, out: Array, words: Array | None, saturate: bool) -> bool:
         if isnan(np.maximum.reduce(x)):  # a carry would make a number of it, or losing its bits
             return False
-        source, target = x.view(keep.dtype), out.view(keep.dtype)
-        if truncates:
-            np.bitwise_and(source, keep, out=target)
-        else:
-            _, bits = scratch_bits("step", x)
-            np.right_shift(source, places, out=bits)
-            np.bitwise_and(bits, one, out=bits)
-            np.add(bits, below_half, out=bits)
-            np.add(bits, source, out=bits)
-            np.bitwise_and(bits, keep, out=target)
+        add(x, out)
         if saturate:
             out.clip(least, largest, out=out)
         return True
+
+    return run
+
+
+def _adding(
+    dtype: np.dtype[Any], fmt: Format, *, truncates: bool
+) -> Callable[[Array, Array], None]:
+    """Return ``(x, out)``, which drops bits of normal numbers, and has the others carried to."""
+    shift = np.finfo(dtype).nmant - fmt.man_bits
+    _, word = _constants(dtype)
+    places, one, below_half = word(shift), word(1), word((1 << shift - 1) - 1)
+    keep = word((1 << dtype.itemsize * 8) - (1 << shift))
+
+    def run(x: Array, out: Array) -> None:
+        source, target = x.view(keep.dtype), out.view(keep.dtype)
+        if truncates:
+            np.bitwise_and(source, keep, out=target)
+            return
+        _, bits = scratch_bits("step", x)
+        np.right_shift(source, places, out=bits)
+        np.bitwise_and(bits, one, out=bits)
+        np.add(bits, below_half, out=bits)
+        np.add(bits, source, out=bits)
+        np.bitwise_and(bits, keep, out=target)
 
     return run
 

@@ -150,8 +150,9 @@ def reciprocals(
     number, word = _constants(dtype)
     nmant, maxexp = int(np.finfo(dtype).nmant), int(np.finfo(dtype).maxexp)
     field = word((1 << dtype.itemsize * 8 - 1) - (1 << nmant))
-    low = number(2.0**fmt.emin).view(field.dtype)
-    high = number(2.0 ** max(fmt.emin, fmt.emax)).view(field.dtype)
+    # Powers of two are in order as numbers and as bits; NumPy clips the shorter ones faster as bits.
+    kind = np.dtype(np.float64) if dtype == np.float64 else field.dtype
+    low, high = (number(2.0**e).view(kind) for e in (fmt.emin, max(fmt.emin, fmt.emax)))
     top = number(2.0**fmt.emax).view(field.dtype)[()]
     # Taken from this, the bits of the power of two below x leave those of the reciprocal.
     mirror = word(2 * maxexp - 2 + fmt.man_bits + fraction << nmant)
@@ -159,7 +160,8 @@ def reciprocals(
     def find(x: Array, bits: Array) -> bool:
         np.bitwise_and(x.view(bits.dtype), field, out=bits)
         beyond = bool(np.maximum.reduce(bits) >= top)
-        bits.clip(low, high, out=bits)
+        powers = bits.view(kind)
+        powers.clip(low, high, out=powers)
         np.subtract(mirror, bits, out=bits)
         return beyond
 

@@ -41,9 +41,9 @@ def reference(event: Event) -> Any:
 
 
 def _wide(arithmetic: Arithmetic, x: Any) -> Any:
-    """Return x in float64, laid out as it is."""
-    if not x.flags.c_contiguous:
-        return x.astype(FLOAT64)
+    """Return x in float64, in order by rows, or by columns where x is."""
+    if x.ndim > 1 and x.strides[-1] > x.strides[-2]:
+        return _wide(arithmetic, x.swapaxes(-1, -2)).swapaxes(-1, -2)
     wide = arithmetic.empty(x.shape)
     wide[...] = x
     return wide

@@ -164,3 +164,13 @@ def test_no_step_writes_over_what_is_read_later():
                 assert content[where[term]] == term
             where[3 + at], content[place] = place, 3 + at
         assert where[2 + len(steps)] == 0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x, lambda x: 2.0, lambda x: (x + 1, x * 2)[0]],
+    ids=["nothing done", "a constant", "not the last"],
+)
+def test_a_function_whose_result_is_not_its_last_step_is_refused(function):
+    with pytest.raises(ValueError, match="expected it to return what its last step gives"):
+        Formula(function)

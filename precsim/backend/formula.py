@@ -81,14 +81,19 @@ class Formula:
 
     The operands broadcast to z's shape and have its dtype; one of them may be z itself, none may
     overlap it otherwise.  Overflow, division by zero and NaN do what IEEE 754 says.
+    Raises `ValueError` for a function that does not return what its last operation gives.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         count = function.__code__.co_argcount
         steps: list[Step] = []
-        function(*(Symbol(number, steps, count) for number in range(count)))
-        self.count, self.steps = count, tuple(steps)
-        plain = count == 2 and [repr(step[1:]) for step in steps] == ["(0, 1)"]  # no 0.0, no 1.0
+        found = function(*(Symbol(number, steps, count) for number in range(count)))
+        if not steps or getattr(found, "number", None) != count + len(steps) - 1:
+            msg = f"formula {function.__name__}: expected it to return what its last step gives"
+            raise ValueError(msg)
+        self.steps = tuple(steps)
+        terms = [t for t in steps[0][1:] if isinstance(t, int)]  # a constant is a float
+        plain = len(steps) == 1 and count == 2 and terms == [0, 1]
         self.ufunc = OPERATIONS[steps[0].sign] if plain else None
         self.__name__, self.__doc__ = function.__name__, function.__doc__
 

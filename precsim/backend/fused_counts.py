@@ -110,9 +110,8 @@ def _counter(uint: Any, how: int | None, mode: int, kind: int) -> Callable[..., 
     """Return the loop over the blocks of an array; `how` None: what is in `target` is rounded."""
     value: Any = np.float32 if uint is np.uint32 else np.float64
     zero, infinity, tiny = uint(0), _infinity(uint), np.finfo(value).tiny.view(uint)
-    narrow = uint is np.uint32
-    shift = uint(23 if narrow else 52)
-    least, most, bias = value(1e-24), value(1e36), 127 if narrow else 1023
+    shift, bias = uint(23 if uint is np.uint32 else 52), _BIAS[uint]
+    least, most = value(1e-24), value(1e36)
 
     @compiled
     def run(

@@ -17,7 +17,7 @@ def narrow(accumulator, **fields):
 
 def total(x, accumulator, axis=None, **options):
     with ps.using(narrow(accumulator)):
-        return ps.ops.sum_(x, axis=axis, **options).numpy()
+        return ps.ops.sum(x, axis=axis, **options).numpy()
 
 
 def product(a, b, accumulator):
@@ -184,8 +184,8 @@ def test_stochastic_rounding_reads_the_words_of_its_key():
     """Element i of addition k is word k * size + i of the key (seed, path/accumulate, step, call)."""
     x = halves(6, 4)
     with ps.using(narrow("bf16:stochastic"), seed=7, step=2):
-        got = ps.ops.sum_(x, axis=0).numpy()
-        again = ps.ops.sum_(x, axis=0).numpy()
+        got = ps.ops.sum(x, axis=0).numpy()
+        again = ps.ops.sum(x, axis=0).numpy()
     for call, sums in enumerate((got, again)):
         drawn = words(key(7, "activations//sum/accumulate", 2, call), (6, 4))
         for column in range(4):
@@ -198,7 +198,7 @@ def test_stochastic_sums_are_reproducible_keyed_and_right_on_average():
 
     def run(**where):
         with ps.using(narrow("bf16:stochastic"), **where):
-            return ps.ops.sum_(x, axis=0).numpy()
+            return ps.ops.sum(x, axis=0).numpy()
 
     here = run(seed=1, step=1)
     np.testing.assert_array_equal(run(seed=1, step=1, observers=[lambda event: None]), here)
@@ -215,7 +215,7 @@ def test_stochastic_sums_are_reproducible_keyed_and_right_on_average():
 def test_the_sum_is_rounded_to_the_output_after_the_register(arithmetic):
     policy = ps.Policy(activations="e4m3", accumulator="fp16", arithmetic=arithmetic)
     with ps.using(policy):
-        y = ps.ops.sum_(np.array([1.0, 2.0**-11, 2.0**-11, 1.0]))  # lost one by one in fp16
+        y = ps.ops.sum(np.array([1.0, 2.0**-11, 2.0**-11, 1.0]))  # lost one by one in fp16
         assert (y.item(), y.format.name, y.data.dtype) == (2.0, "e4m3", policy.carrier)
 
 

@@ -34,7 +34,7 @@ from precsim.runs.config import ConfigError, TrainConfig, parse_assignments, rea
             "op=Q\\* matches no op: expected one of .*softmax",
         ),
         ({"heads": 3}, "heads must divide the width: 64 is not a multiple of 3"),
-        ({"layers": 0}, "layers must be at least 1; got 0"),
+        ({"layers": 0}, "layers must be a whole number from 1 on; got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"optimizer": "adam"}, "optimizer must be one of .*adamw.*; got 'adam'"),
         ({"schedule": "linear"}, "schedule must be one of cosine, constant; got 'linear'"),

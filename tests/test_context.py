@@ -45,6 +45,8 @@ def test_an_exception_restores_it():
         ({"policy": "fp61"}, ValueError, "unknown format 'fp61'"),
         ({"observer": []}, TypeError, "observer"),
         ({"policy": "bf16", "sead": 1}, TypeError, "sead"),
+        ({"role": "gradient"}, ValueError, "unknown role 'gradient'; expected .*, gradients, "),
+        ({"observers": print}, TypeError, "a list of observers, .*; got <built-in function print>"),
     ],
 )
 def test_a_block_that_cannot_begin_changes_nothing(change, kind, message):

@@ -211,8 +211,9 @@ def test_set_parameter_refuses_other_names_and_shapes_and_leaves_the_model_as_it
     ("change", "message"),
     [
         ({"heads": 3}, "heads must divide the width: 16 is not a multiple of 3"),
-        ({"layers": 0}, "layers must be at least 1; got 0"),
-        ({"vocabulary": -1}, "vocabulary must be at least 1"),
+        ({"layers": 0}, "layers must be a whole number from 1 on; got 0"),
+        ({"vocabulary": -1}, "vocabulary must be a whole number from 1 on"),
+        ({"width": 16.0}, "width must be a whole number from 1 on; got 16.0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\); got 1.0"),
         ({"dropout": float("nan")}, "dropout must be in"),
     ],

@@ -135,6 +135,13 @@ def test_mistakes_are_those_that_pytorch_names(mistake):
         act(scaler, o)
 
 
+def test_a_scale_is_read_from_text_where_it_is_used_too():
+    assert GradScaler("static:8").scale(weight(3.0).sum()).item() == 24.0
+    assert GradScaler().state == DynamicScale(65536.0)
+    with pytest.raises(ValueError, match="loss scale 'fixed': expected none, static:SCALE"):
+        GradScaler("fixed")
+
+
 def test_no_gradients_at_all_is_a_mistake():
     with pytest.raises(RuntimeError, match="No inf checks were recorded for this optimizer"):
         GradScaler().step(optimizer(1.0))

@@ -254,6 +254,8 @@ def test_an_update_in_the_widest_format_is_in_that_of_the_weights(arithmetic):
     [
         (lambda: optim.SGD({}, lr=float("nan")), "learning rate must be a finite number >= 0"),
         (lambda: optim.SGD({}, lr=-1e-3), "learning rate must be a finite number >= 0; got -0.001"),
+        (lambda: optim.SGD({}, lr=1, momentum=-0.5), "momentum must be .* >= 0; got -0.5"),
+        (lambda: optim.SGD({}, lr=1, momentum=float("nan")), "momentum must be .* got nan"),
         (lambda: optim.AdamW({}, lr=1, weight_decay=float("inf")), "weight decay .* got inf"),
         (lambda: optim.AdamW({}, lr=1, betas=(0.9, 1.0)), r"betas in \[0, 1\)"),
         (lambda: optim.AdamW({}, lr=1, eps=float("nan")), "eps >= 0"),

@@ -67,6 +67,11 @@ def test_a_format_alone_means_everything_in_it():
     assert ps.Policy.parse("").activations.format == "fp32"
 
 
+def test_a_policy_does_not_take_a_format_for_that_of_the_weights_alone():
+    with pytest.raises(TypeError, match="positional"):
+        ps.Policy("fp16")
+
+
 def test_policies_are_values():
     assert ps.Policy(weights="float16") == ps.Policy(weights=Precision("fp16"))
     with pytest.raises(AttributeError):

@@ -56,6 +56,8 @@ def test_lists_and_big_endian_arrays_are_converted():
         ({"overflow": "wrap"}, "unknown overflow 'wrap': expected one of ieee, saturate"),
         ({"fmt": "e2m1", "overflow": "wrap"}, "unknown overflow 'wrap'"),
         ({"rounding": "stochastic"}, "needs `random`: a seed"),
+        ({"rounding": "stochastic", "random": 1.5}, "`random` must be a seed, .*; got 1.5"),
+        ({"rounding": "stochastic", "random": [1, 2]}, "or uint32 words; got .1, 2."),
         ({"rounding": "stochastic", "random": np.zeros(2)}, r"uint32 of shape \(2,\); got float64"),
         ({"rounding": "stochastic", "random": np.zeros(3, "u4")}, r"of shape \(2,\); got uint32"),
         ({"out": np.zeros(2, "f4")}, r"C-contiguous float64 of shape \(2,\); got float32"),

@@ -10,6 +10,7 @@ import pytest
 import precsim as ps
 from precsim.nn import optim
 from precsim.observe.counters import total
+from precsim.runs.config import ConfigError
 from precsim.runs.data import Batches, DataError, load
 
 SMALL = ps.TrainConfig(
@@ -215,7 +216,12 @@ def test_listeners_get_every_record_and_its_counts():
         assert counts.n == sum(r.n for _, rows in heard for r in rows if r.role == role)
     silent = []
     train(SMALL, observe=False, on_step=lambda record, rows: silent.extend(rows))
+    train(SMALL, observe="off", on_step=lambda record, rows: silent.extend(rows))
     assert silent == []
+    assert train(SMALL, observe="counts").counts["activations"].histogram is None
+    assert train(SMALL).counts["activations"].histogram is not None
+    with pytest.raises(ConfigError, match="observe=close: expected off, counts"):
+        train(SMALL, observe="close")
 
 
 def test_records_are_columns_too():

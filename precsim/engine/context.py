@@ -7,17 +7,20 @@ global switches besides it; threads and async tasks each have their own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from precsim.engine.delayed import Delays
 from precsim.engine.policy import Policy
 from precsim.engine.pool import Pool
 from precsim.engine.rule import PHASES
 
-Observer = Callable[[Any], None]
+if TYPE_CHECKING:
+    from precsim.engine.dispatch import Event
+
+Observer = Callable[["Event"], None]
 """Called with an `Event` after every rounded op; must not write to the arrays it is shown.
 
 One that has an attribute `needs`, "counts" or "hist", does without results before rounding
@@ -78,7 +81,8 @@ class using:
 
     `policy` may be a `Policy`, its string, or a format name; `changes` are fields of `Context`
     (observers, seed, step, ...).  A new `step` starts the call counts afresh.
-    Raises `TypeError` for an unknown field, `ValueError` for an observer that needs what there is not.
+    Raises `TypeError` for an unknown field and for observers that are no list of callables,
+    `ValueError` for an unknown role and for an observer that needs what there is not.
     """
 
     __slots__ = ("_changes", "_token")
@@ -90,9 +94,11 @@ class using:
             raise TypeError(msg)
         if policy is not None:
             changes["policy"] = Policy.parse(policy)
+        if "role" in changes and changes["role"] not in PHASES:
+            msg = f"using(): unknown role {changes['role']!r}; expected one of {', '.join(PHASES)}"
+            raise ValueError(msg)
         if "observers" in changes:
-            changes["observers"] = tuple(changes["observers"])
-            _check_needs(changes["observers"])
+            changes["observers"] = _checked(changes["observers"])
         if "step" in changes or "seed" in changes:
             changes.setdefault("calls", Counter())
         self._changes = changes
@@ -142,12 +148,17 @@ class walking:
         _CONTEXT.reset(self._token)
 
 
-def _check_needs(observers: tuple[Observer, ...]) -> None:
-    for observer in observers:
+def _checked(observers: Iterable[Observer]) -> tuple[Observer, ...]:
+    if not isinstance(observers, Iterable):
+        msg = f"using(): expected a list of observers, [observer]; got {observers!r:.60}"
+        raise TypeError(msg)
+    checked = tuple(observers)
+    for observer in checked:
         needs = getattr(observer, "needs", "exact")
         if needs not in NEEDS:
             msg = f"observer {observer!r:.60} needs {needs!r}: expected {', '.join(NEEDS)}"
             raise ValueError(msg)
+    return checked
 
 
 def scope(name: str) -> using:

@@ -225,7 +225,7 @@ def mask(m: Arithmetic, x: Array, keep: Array) -> Array:
 @primitive(
     "reduction", vjps=(lambda g, out, x, axis=None, keepdims=False: _spread(g, x, axis, keepdims),)
 )
-def sum_(
+def sum(
     m: Arithmetic, x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False
 ) -> Array:
     """Return the sum along `axis` (None: of all elements)."""

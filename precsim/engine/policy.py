@@ -71,9 +71,11 @@ class Decision:
         return (self.output.overflow or Overflow.IEEE) if has_nan else Overflow.SATURATE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Policy:
     """The formats of one training run, by role; strings are accepted and parsed.
+
+    ``Policy(weights="bf16")`` is fp32 but for the weights; all in one format is ``uniform("bf16")``.
 
     A value is a `Precision`: "fp16", "e5m2:saturate", "int8:row:stochastic", or "widest": the
     widest format among the inputs, so that ops follow their operands as in PyTorch; a gradient then
@@ -87,9 +89,10 @@ class Policy:
 
     `arithmetic="exact"` computes in float64 and rounds once: right for every format up to fp32, in
     every rounding mode, but for one case: of two addends more than 2^53 apart (possible from 8
-    exponent bits on) the smaller is lost before a directed mode can see its sign.  "fast" computes in float32: for + - * / sqrt still right for rounding to
-    nearest with at most 11 significand bits (Figueroa 1995: 2p + 2 <= 24); directed and stochastic
-    modes and tf32's subnormal products then see an operand that was rounded once already.
+    exponent bits on) the smaller is lost before a directed mode can see its sign.  "fast" computes
+    in float32: for + - * / sqrt still right for rounding to nearest with at most 11 significand
+    bits (Figueroa 1995: 2p + 2 <= 24); directed and stochastic modes and tf32's subnormal products
+    then see an operand that was rounded once already.
 
     Raises `ValueError` for unknown formats, roles, arithmetic or granularity, and for fp64 in
     "fast" arithmetic.

@@ -48,7 +48,7 @@ class Primitive:
 
 
 OPS: dict[str, Primitive] = {}
-"""Every op by name; filled by `precsim.engine.ops`, printed by `precsim info`, tested by loop."""
+"""Every op by name: `primitive` puts it here, a manifest lists it, and the tests loop over it."""
 
 
 class Node(NamedTuple):

@@ -104,6 +104,9 @@ def random_words(x: Array, random: Array | np.random.Generator | int | None) -> 
         generator = np.random.default_rng(random)
         return generator.integers(0, 1 << 32, x.shape, dtype=np.uint32)
     words: Any = random
+    if not hasattr(words, "dtype"):
+        msg = f"`random` must be a seed, a NumPy Generator, or uint32 words; got {words!r:.60}"
+        raise ValueError(msg)
     if words.dtype != np.uint32 or words.shape != x.shape:
         msg = (
             f"random words must be uint32 of shape {x.shape}; "

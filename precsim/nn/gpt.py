@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
+from numbers import Integral
 
 import numpy as np
 
@@ -43,8 +44,9 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "width", "context", "vocabulary"):
-            if getattr(self, name) < 1:
-                msg = f"{name} must be at least 1; got {getattr(self, name)}"
+            size = getattr(self, name)
+            if not isinstance(size, Integral) or size < 1:
+                msg = f"{name} must be a whole number from 1 on; got {size!r}"
                 raise ValueError(msg)
         if self.width % self.heads:
             msg = f"heads must divide the width: {self.width} is not a multiple of {self.heads}"

@@ -44,10 +44,11 @@ class GradScaler:
         scaler.update()
 
     The scale must not change between the micro-batches of one step: their gradients add up scaled.
+    `state` is where it begins, or the text of one as `precsim.nn.scaling.parse` reads it.
     """
 
-    def __init__(self, state: LossScale | None = None) -> None:
-        self.state = state or DynamicScale()
+    def __init__(self, state: LossScale | str | None = None) -> None:
+        self.state = DynamicScale() if state is None else scaling.parse(state)
         self._seen: dict[int, _Seen] = {}
 
     def scale(self, loss: Tensor) -> Tensor:

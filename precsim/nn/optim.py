@@ -111,6 +111,9 @@ class SGD(Optimizer):
         kahan: bool = False,
     ) -> None:
         super().__init__(parameters, lr, weight_decay, kahan=kahan)
+        if not (isfinite(momentum) and momentum >= 0):
+            msg = f"momentum must be a finite number >= 0; got {momentum}"
+            raise ValueError(msg)
         self.momentum = momentum
 
     def _delta(self, name: str, weight: Tensor, gradient: Tensor, lr: float) -> Tensor:

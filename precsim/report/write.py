@@ -26,7 +26,7 @@ Source = StoredRun | str | os.PathLike[str]
 
 def report(
     runs: Source | Sequence[Source],
-    output: str | os.PathLike[str] = "report.html",
+    out: str | os.PathLike[str] = "report.html",
     *,
     drift: int = DRIFT,
     twin: bool = False,
@@ -68,7 +68,7 @@ def report(
 
         rows = MOST_ROWS // len(opened)
         found.append(collect(run, name, rows=rows, points=drift, twin=twin, on_step=tell))
-    path = Path(output)
+    path = Path(out)
     words = ["precsim", "report", *(str(run.path) for run in opened), "-o", str(path)]
     words += ["--twin"] if twin else ["--drift", str(drift)] if drift != DRIFT else []
     write_file(path, page.render(found, shlex.join(words)).encode())

@@ -34,29 +34,29 @@ def train(
     *,
     corpus: Corpus | None = None,
     on_step: Listener | None = None,
-    observe: bool = True,
+    observe: bool | str = True,
     observers: tuple[Observer, ...] = (),
     out: str | os.PathLike[str] | None = None,
     force: bool = False,
 ) -> Run:
     """Run `config` and return what happened.
 
-    `corpus` saves loading it again; `on_step` is told about every step; `observe=False` is the
-    config's ``observe="off"``.  `observers`, and those around the call, see every op besides; one
-    that raises an exception is left out from there on, with a warning.  `out` is a directory to
-    record the run in: new or empty, or `force` clears the run that it holds; what is returned reads
-    from there as `precsim.open` does.
+    `corpus` saves loading it again; `on_step` is told about every step; `observe` is a level that
+    takes the place of the config's, False the level "off".  `observers`, and those around the call,
+    see every op besides; one that raises an exception is left out from there on, with a warning.
+    `out` is a directory to record the run in: new or empty, or `force` clears the run that it holds;
+    what is returned reads from there as `precsim.open` does.
 
     Raises `ConfigError`, `DataError` or `RunError` where the run cannot start, `TypeError` for what
-    is no config.  A run whose weights
-    are no longer finite, or whose loss scaler gives up, stops and says at which step (`died_at`).
-    Of a recorded run, the first Ctrl-C finishes the step, saves and raises `Interrupted`.
+    is no config.  A run whose weights are no longer finite, or whose loss scaler gives up, stops and
+    says at which step (`died_at`).  Of a recorded run, the first Ctrl-C finishes the step, saves and
+    raises `Interrupted`.
     """
     if not isinstance(config, TrainConfig):
         msg = f"expected a TrainConfig, such as TrainConfig(steps=100); got {config!r:.60}"
         raise TypeError(msg)
-    if not observe:
-        config = config.change(observe="off")
+    if observe is not True:
+        config = config.change(observe=observe or "off")
     corpus = corpus or load(config.data)
     if out is None:
         return advance(config, corpus, on_step=on_step, observers=observers)

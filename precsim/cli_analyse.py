@@ -232,7 +232,7 @@ def blame(
 
 
 def _share_facts(one: blaming.Share) -> dict[str, Any]:
-    return asdict(one) | {"site": one.site.name, "format": one.site.precision}
+    return asdict(one) | {"site": one.site.name, "format": one.site.format}
 
 
 def _note(text: str, *, quiet: bool) -> None:

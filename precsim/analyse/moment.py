@@ -98,8 +98,8 @@ class Moment:
         def note(event: Event) -> None:
             if event.kind == "cast":
                 return
-            site = Site(event.role, event.scope, event.op, event.kind, str(event.precision))
-            known = found.setdefault(site.name, replace(site, precision=str(event.format.name)))
+            site = Site(event.role, event.scope, event.op, event.kind, event.format.name)
+            known = found.setdefault(site.name, site)
             found[site.name] = replace(known, values=known.values + event.exact.size)
 
         self.gradients(observers=[note])
@@ -117,7 +117,7 @@ class Site:
     scope: str
     op: str
     kind: str = field(default="", compare=False)
-    precision: str = field(default="", compare=False)
+    format: str = field(default="", compare=False)
     values: int = field(default=0, compare=False)
 
     @property
@@ -180,7 +180,7 @@ def _low_rule(policy: Policy, site: Site) -> Rule:
         op=site.op,
         role=site.role,
         scope=site.scope,
-        output=replace(precision, format=site.precision),
+        output=replace(precision, format=site.format),
         accumulator=own.accumulator or policy.accumulator,
     )
 

@@ -37,24 +37,21 @@ class WholeStep(Moment):
     corpus: Corpus = field(repr=False)
     state: Arrays = field(repr=False)
 
-    def gradients(
+    def gradients_with(
         self,
+        delays: Delays,
         policy: Policy | str | None = None,
         observers: Iterable[Observer] = (),
-        delays: Delays | None = None,
     ) -> Values:
-        """Return what the step does to the weights under `policy` (None: its own).
-
-        `delays` as in `Moment.gradients`.
-        """
+        """Return what the step does to the weights under `policy` (None: its own), with `delays`."""
         chosen = self.policy if policy is None else Policy.parse(policy)
         with surroundings(self.config):
             trainer = make_trainer(self.config, self.corpus, init=False)
             restore(trainer, self.state)
-            trainer.delays = trainer.delays if delays is None else delays
+            trainer.delays = delays
             trainer.adopt(replace(chosen, initial_weights=None))
             before = kept_weights(trainer)
-            key = {"seed": self.seed, "step": self.step, "delays": trainer.delays}
+            key = {"seed": self.seed, "step": self.step, "delays": delays}
             with using(trainer.policy, observers=tuple(observers), **key):
                 trainer.update(self.step)
         return difference(kept_weights(trainer), before)

@@ -109,7 +109,7 @@ def _blame_cells(one: Share) -> Cells:
     site = one.site
     return [
         site.title,
-        Text(site.precision, style=_ink(site.precision)),
+        Text(site.format, style=_ink(site.format)),
         f"{one.alone:.2g}",
         share(one.share),
         "#" * round(BAR * min(1.0, one.share)),

@@ -11,8 +11,6 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +21,18 @@ from typer.core import TyperCommand, TyperGroup
 import precsim
 from precsim import cli_recipes, cli_runs
 from precsim.backend import BackendError
-from precsim.cli_runs import Device, consoles, fail, print_line, show_run
+from precsim.cli_runs import Device, show_run
+from precsim.cli_shared import (
+    Assignments,
+    BadInput,
+    Json,
+    TextFile,
+    consoles,
+    fail,
+    print_line,
+    reading_input,
+    tell,
+)
 from precsim.formats import literal
 from precsim.formats.modes import SPELLINGS
 from precsim.formats.registry import element_of
@@ -50,22 +59,6 @@ HEADINGS = (
 
 FORMATS_SHOWN = ("fp32", "fp16", "bf16", "e5m2", "e4m3")
 """What `precsim num` compares a number in, if no format is named."""
-
-
-class BadInput(Exception):
-    """What the user gave cannot be used; the message is one sentence for them."""
-
-
-@contextmanager
-def reading_input() -> Iterator[None]:
-    """Turn the errors that bad input causes in this block into `BadInput`."""
-    try:
-        yield
-    except ValueError as error:
-        raise BadInput(str(error)) from error
-    except OSError as error:
-        msg = f"cannot read or write {error.filename}: {error.strerror}"
-        raise BadInput(msg) from error
 
 
 class Verbs(TyperGroup):
@@ -105,7 +98,7 @@ class Verbs(TyperGroup):
 
 
 def _note(message: Warning | str, *_: Any, **__: Any) -> None:
-    typer.echo(f"precsim: note: {message}", err=True)
+    tell(f"note: {message}")
 
 
 class NumberCommand(TyperCommand):
@@ -128,12 +121,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Number of training steps.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, batches and rounding.")]
-TextFile = Annotated[
-    str | None, typer.Option("--text", metavar="FILE", help="Train on this file, byte by byte.")
-]
 
 
 def _version(wanted: bool) -> None:
@@ -207,10 +196,7 @@ def train(
     recipe: Annotated[
         str | None, typer.Option(help="Precisions and loss scale by name (precsim recipes).")
     ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set an entry of the config; repeatable."),
-    ] = None,
+    assignments: Assignments = None,
     text: TextFile = None,
     init: Annotated[
         str | None,
@@ -243,8 +229,8 @@ def train(
     for line in precsim.RECIPES[recipe].banner() if recipe else ():
         typer.echo(line, err=True)
 
-    def start(tell: Listener) -> Run:
-        return precsim.train(config, on_step=tell, out=output, force=force)
+    def start(listen: Listener) -> Run:
+        return precsim.train(config, on_step=listen, out=output, force=force)
 
     show_run(start, recipe or "run", config, fmt, as_json=as_json)
 
@@ -369,5 +355,5 @@ def main(args: list[str] | None = None) -> None:
         app(args, prog_name="precsim")
     except Exception:  # noqa: BLE001 - the last one to see it: it is told, whatever it is
         traceback.print_exc()
-        typer.echo("precsim: this is a bug in precsim; please report the lines above", err=True)
+        tell("this is a bug in precsim; please report the lines above")
         sys.exit(3)

@@ -19,14 +19,24 @@ from precsim.analyse import diff as diffing
 from precsim.analyse.health import Health, complaint
 from precsim.analyse.recorded import Op, ops_of, walk
 from precsim.analyse.scales import outlooks
-from precsim.cli_runs import NO_OP, consoles, fail, print_line
+from precsim.cli_shared import (
+    NO_OP,
+    Assignments,
+    Folder,
+    Json,
+    consoles,
+    fail,
+    print_line,
+    reading_input,
+    tell,
+)
 from precsim.engine.policy import Policy
 from precsim.observe.counters import OpCounts, total
 from precsim.observe.trace import matches
 from precsim.recipes import RECIPES, recipe
-from precsim.runs.config import ConfigError, TrainConfig, parse_assignments, read
+from precsim.runs.config import TrainConfig, parse_assignments, read
 from precsim.runs.data import load
-from precsim.runs.files import RunError, write_file
+from precsim.runs.files import write_file
 from precsim.runs.lines import dump
 from precsim.runs.run import open_run
 from precsim.show import findings, steps
@@ -38,8 +48,6 @@ Update = Annotated[
     bool,
     typer.Option("--update", help="Of what the step does to the weights, the optimizer included."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where a run was recorded.")]
 Step = Annotated[int, typer.Option("--step", metavar="K", help="The step to look into.")]
 Glob = Annotated[
     str | None,
@@ -161,12 +169,8 @@ def diff(
     Weights, batch and loss scale are those of DIR in both; with DIR2, DIR is the truth.
     """
     truth = None if against is None else _policy(against)
-    try:
+    with reading_input():
         found = ask.diff(open_run(folder), step, None if other is None else open_run(other), truth)
-    except RunError:
-        raise
-    except ValueError as error:
-        fail(str(error), 2)
     rows = [row for row in found.rows if op is None or matches(row.path, op)]
     if not rows:
         fail(NO_OP.format(op), 2)
@@ -214,10 +218,9 @@ def blame(
     """
     moment = ask.moment_of(open_run(folder), step, update=update)
     sites = ask.sites_of(moment, op)
-    _note(
-        f"running the step {2 * len(sites) + 2} times, for {len(sites)} site{'s' * (len(sites) > 1)}",
-        quiet=as_json,
-    )
+    if not as_json:
+        named = f"{len(sites)} site{'s' * (len(sites) > 1)}"
+        tell(f"running the step {2 * len(sites) + 2} times, for {named}")
     found = blaming.blame(moment, sites)
     worst = found.worst(len(sites) if op else WORST)
     if as_json:
@@ -233,11 +236,6 @@ def blame(
 
 def _share_facts(one: blaming.Share) -> dict[str, Any]:
     return asdict(one) | {"site": one.site.name, "format": one.site.format}
-
-
-def _note(text: str, *, quiet: bool) -> None:
-    if not quiet:
-        typer.echo(f"precsim: {text}", err=True)
 
 
 def search(
@@ -266,7 +264,7 @@ def search(
     the run: after Ctrl-C the same command goes on, and another tolerance starts from it.
     """
     run, (_, err) = open_run(folder), consoles()
-    with err.status("") as status:
+    with reading_input(), err.status("") as status:
         try:
             found = ask.search(
                 run, step, tolerance, op, update=update, to=to, fresh=fresh,
@@ -274,14 +272,10 @@ def search(
             )  # fmt: skip
         except KeyboardInterrupt:
             fail("interrupted; the same command goes on from what has been tried", 130)
-        except RunError:
-            raise
-        except ValueError as error:
-            fail(str(error), 2)
     if output is not None and found.policy is not None:
         changed = run.config.change(policy=str(found.policy)).to_dict()
         write_file(output, "".join(f"{k} = {dump(v)}\n" for k, v in changed.items()).encode())
-        typer.echo(f"precsim: wrote {output}; try `precsim train {output}`", err=True)
+        tell(f"wrote {output}; try `precsim train {output}`")
     if as_json:
         keep, policy = [site.name for site in found.keep], str(found.policy or "")
         print_line(dump(asdict(found) | {"keep": keep, "policy": policy}))
@@ -326,10 +320,7 @@ def step(
     recipe_name: Annotated[
         str | None, typer.Option("--recipe", help="Precisions and loss scale by name.")
     ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Set an entry of the config; repeatable."),
-    ] = None,
+    assignments: Assignments = None,
     stop: Annotated[
         bool,
         typer.Option(
@@ -342,12 +333,10 @@ def step(
 
     Forwards, and then backwards through the tape.
     """
-    try:
+    with reading_input():
         entries = read(config_file) if config_file else {}
         entries |= recipe(recipe_name).settings() if recipe_name else {}
         config = TrainConfig().change(**(entries | parse_assignments(assignments or [])))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     ops = walk(config, load(config.data), stop=stop)
     if as_json:
         print_line(dump([_facts(one) for one in ops]))

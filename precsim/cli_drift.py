@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from precsim.analyse.twins import drifts
-from precsim.cli_runs import consoles, fail, print_line
+from precsim.cli_shared import Folder, Json, consoles, fail, print_line, reading_input
 from precsim.runs.files import make_folder
 from precsim.runs.lines import dump
 from precsim.runs.run import open_run
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def drift(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where a run was recorded.")],
+    folder: Folder,
     every: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Measure every so many steps; else 16 in all."),
@@ -40,7 +40,7 @@ def drift(
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Draw it: .png, .svg or .pdf."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train a run beside a float64 twin: how far rounding took it.
 
@@ -58,10 +58,8 @@ def drift(
 
         make_folder(figure.parent)
         data = {"run": drift_data(found, name), "title": f"Drift of {name}: {found.verdict}"}
-        try:
+        with reading_input():
             paths = plot.save("drift", data, figure, {"drift": draw})
-        except ValueError as error:
-            fail(str(error), 2)
         err.print(f"wrote {', '.join(map(str, paths))}")
     if as_json:
         print_line(dump(asdict(found) | {"bias": found.bias, "verdict": found.verdict}))

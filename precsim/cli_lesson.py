@@ -14,7 +14,7 @@ import typer
 from rich.padding import Padding
 from rich.text import Text
 
-from precsim.cli_runs import consoles, fail, print_line
+from precsim.cli_shared import Json, consoles, fail, print_line
 from precsim.lesson import course
 from precsim.lesson.catalogue import (
     Head,
@@ -50,9 +50,7 @@ def register(root: typer.Typer) -> None:
 
 
 @app.command("list")
-def list_(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
-) -> None:
+def list_(as_json: Json = False) -> None:
     """List the lessons: idea, runtime, how far you have come."""
     folder, heads = _course()
     known = progress(folder)

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from precsim.cli_runs import consoles, fail, print_line
-from precsim.runs.files import RunError, make_folder
+from precsim.cli_shared import consoles, fail, print_line, reading_input
+from precsim.runs.files import make_folder
 from precsim.runs.lines import dump
 from precsim.runs.run import open_run
 from precsim.show.terminal import Column, table
@@ -61,7 +61,7 @@ def plot(
         return
     places = folders or []
     _check(figure, places, step)
-    try:
+    with reading_input():
         with err.status(f"collecting {figure}"):
             data = gallery.collect(
                 figure,
@@ -81,10 +81,6 @@ def plot(
             make_folder(file.parent)
             paths = gallery.save(figure, data, file)
             err.print(f"wrote {', '.join(map(str, paths))}")
-    except RunError:
-        raise
-    except ValueError as error:
-        fail(str(error), 2)
 
 
 def _check(figure: str, folders: list[Path], step: int | None) -> None:

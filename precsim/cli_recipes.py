@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from precsim.cli_runs import consoles, fail, print_line
+from precsim.cli_shared import Json, TextFile, consoles, fail, print_line, reading_input
 from precsim.recipes import RECIPES, Recipe, recipe, table
 from precsim.runs import data
 from precsim.runs.lines import dump, plain
@@ -38,11 +38,9 @@ def recipes(
         bool, typer.Option("--measure", help="Train each on the same text; minutes for all.")
     ] = False,
     steps: Annotated[int, typer.Option(help="Training steps of --measure.")] = STEPS,
-    text: Annotated[
-        str | None, typer.Option("--text", metavar="FILE", help="Measure on this file.")
-    ] = None,
+    text: TextFile = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, batches and rounding.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show the recipes: what lives in which format, by name.
 
@@ -53,7 +51,7 @@ def recipes(
     if measure:
         _measure(question or list(RECIPES), steps, text, seed, as_json=as_json)
         return
-    try:
+    with reading_input():
         match question or []:
             case []:
                 rows = table.rows(RECIPES.values())
@@ -69,8 +67,6 @@ def recipes(
                     "(with --measure, names of recipes)"
                 )
                 raise ValueError(msg)
-    except ValueError as error:
-        fail(str(error), 2)
     if as_json:
         print_line(dump(facts))
     else:
@@ -85,10 +81,8 @@ def _measure(
     from precsim.analyse.first import first_gradient
     from precsim.analyse.memory import memory
 
-    try:
+    with reading_input():
         chosen = {name: recipe(name) for name in names}
-    except ValueError as error:
-        fail(str(error), 2)
     config = demo.configure(steps, text, seed)
     corpus = data.load(config.data)
     demo.check(config, corpus)

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from precsim.backend import get_backend
+from precsim.cli_shared import (
+    NO_OP,
+    Assignments,
+    Folder,
+    Json,
+    consoles,
+    fail,
+    print_line,
+    reading_input,
+)
 from precsim.engine.context import using
 from precsim.observe.costs import sentence
 from precsim.recipes import RECIPES, recipe
 from precsim.runs.check import Report
 from precsim.runs.check import check as check_run
 from precsim.runs.columns import OpTable
-from precsim.runs.config import ConfigError, TrainConfig, parse_assignments
+from precsim.runs.config import TrainConfig, parse_assignments
 from precsim.runs.lines import dump
 from precsim.runs.replay import Replay, ReplayError
 from precsim.runs.results import Run
@@ -39,8 +47,6 @@ from precsim.show.terminal import Column
 
 WORST = 12
 """Ops that `precsim replay` shows, if --op does not say which."""
-
-NO_OP = "no op of that step matches {!r}: try --op '*' to see their names"
 
 DEVICES = {"cpu": "numpy", "gpu": "cupy"}
 
@@ -59,8 +65,6 @@ Device = Annotated[
     str,
     typer.Option("--device", metavar="cpu|gpu", callback=_compute_on, help="Where to compute."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where a run was recorded.")]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Record it here.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the run that is there.")]
 
@@ -181,20 +185,15 @@ def fork(
     recipe_name: Annotated[
         str | None, typer.Option("--recipe", help="Go on with these precisions and loss scale.")
     ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change an entry; repeatable."),
-    ] = None,
+    assignments: Assignments = None,
     force: Force = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Go on from a step of a recorded run under another config."""
-    try:
+    with reading_input():
         changes = recipe(recipe_name).settings() if recipe_name else {}
         changes |= parse_assignments(assignments or [])
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     run = open_run(folder)
     config = run.config.change(**changes)
     fmt = RECIPES[recipe_name].format if recipe_name else None
@@ -296,22 +295,3 @@ def _where_to_look(run: Run) -> str:
     if isinstance(run, StoredRun):
         return f"`precsim diff {run.path} --step {run.died_at}` names the op where that began"
     return "record it with -o DIR, and `precsim diff` names the op where that began"
-
-
-def consoles() -> tuple[Any, Any]:
-    """Return consoles on stdout and stderr as they are now."""
-    return (
-        terminal.console(sys.stdout, os.environ),
-        terminal.console(sys.stderr, os.environ),
-    )
-
-
-def print_line(text: str) -> None:
-    """Print to stdout as it is, without wrapping or colour."""
-    typer.echo(text)
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """End with a sentence on stderr and an exit code."""
-    typer.echo(f"precsim: {message}", err=True)
-    raise typer.Exit(code)

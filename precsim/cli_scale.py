@@ -6,14 +6,12 @@ Exit codes: 0 fine, 1 a finding (the scale collapsed), 2 bad usage or bad input.
 from __future__ import annotations
 
 from itertools import groupby
-from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import typer
 
 from precsim.analyse.timeline import Skip, Timeline, timeline
-from precsim.cli_runs import consoles, fail, print_line
+from precsim.cli_shared import Folder, Json, consoles, fail, print_line
 from precsim.runs.lines import dump, plain
 from precsim.runs.run import open_run
 from precsim.show.style import share
@@ -33,10 +31,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="A whole run")(scale)
 
 
-def scale(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where a run was recorded.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
-) -> None:
+def scale(folder: Folder, as_json: Json = False) -> None:
     """Show the loss scale over a run, and why steps were skipped.
 
     Headroom: bits between the largest backward result and the largest value of its format.

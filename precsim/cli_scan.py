@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from math import log2
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from precsim.analyse.recorded import moment_at
 from precsim.analyse.scan import Row, headroom, plateau, scan_formats, scan_scales
-from precsim.cli_runs import consoles, fail, print_line
+from precsim.cli_shared import Folder, Json, consoles, fail, print_line
 from precsim.runs.lines import dump
 from precsim.runs.run import open_run
 from precsim.show.style import power, share
@@ -35,12 +34,12 @@ def register(app: typer.Typer) -> None:
 
 
 def scan(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where a run was recorded.")],
+    folder: Folder,
     step: Annotated[int, typer.Option("--step", metavar="K", help="The step to run again.")],
     formats: Annotated[
         bool, typer.Option("--formats", help="Try formats instead, at the step's own loss scale.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Run a step again at every loss scale, or in every format.
 

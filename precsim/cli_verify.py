@@ -6,7 +6,6 @@ explain), 2 bad usage, 130 interrupted, and resumable where a sweep was running.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from precsim.cli_shared import Json, fail, print_line, reading_input, tell
 from precsim.formats.format import Format
 from precsim.formats.modes import Rounding
 from precsim.formats.registry import element_of
@@ -27,6 +27,7 @@ from precsim.proofs.exhaustive import CHUNKS, Case
 from precsim.proofs.peers import Comparison, Disagreement
 from precsim.proofs.state import State, load
 from precsim.proofs.verify import Row
+from precsim.runs.lines import dump
 
 LINE = "{:<12} {:<12} {:<13} {:<9} {:>14} {:>10} {:>9}"
 """A row of the table: what, format, mode, overflow rule, inputs, mismatches, seconds."""
@@ -50,7 +51,7 @@ def verify_command(
     state: Annotated[
         Path, typer.Option(metavar="FILE", help="Where the sweep writes how far it has come.")
     ] = Path("precsim-verify.json"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Prove the formats right: every code, edge and float32 input.
 
@@ -60,7 +61,7 @@ def verify_command(
     if compare:
         _compare(as_json)
         return
-    with _reading_input():
+    with reading_input():
         chosen = [element_of(resolve(name)) for name in formats or ()]
         roundings = [Rounding(name) for name in modes or ()]
         todo = [] if quick else exhaustive.cases(chosen, roundings)
@@ -69,7 +70,7 @@ def verify_command(
         progress = load(None if quick else state)
     found = _proofs(chosen, roundings, todo, progress, threads, as_json)
     if found:
-        _fail(f"mismatch: {found}", 1)
+        fail(f"mismatch: {found}", 1)
 
 
 def register(app: typer.Typer) -> None:
@@ -89,24 +90,24 @@ def _proofs(
     rows: list[Row] = []
     if not as_json:
         header = ("proof", "format", "mode", "overflow", "inputs", "mismatches", "seconds")
-        typer.echo(LINE.format(*header))
+        print_line(LINE.format(*header))
     try:
         for row in _all(formats, roundings, todo, state, threads, as_json):
             rows.append(row)
             if not as_json:
-                typer.echo(_line(row))
+                print_line(_line(row))
             if row.found:
                 break
     except KeyboardInterrupt:
         if state.path and state.done:
-            _say(f"the sweep is kept in {state.path}: the same command goes on from there", False)
+            tell(f"the sweep is kept in {state.path}: the same command goes on from there")
         raise
     if as_json:
-        _print({"numpy": np.__version__, "rows": [row.to_dict() for row in rows]})
+        print_line(dump({"numpy": np.__version__, "rows": [row.to_dict() for row in rows]}))
     else:
         inputs, seconds = sum(r.inputs for r in rows), sum(r.seconds for r in rows)
         wrong = sum(r.mismatches for r in rows)
-        typer.echo(LINE.format("total", "", "", "", f"{inputs:,}", wrong, f"{seconds:.1f}"))
+        print_line(LINE.format("total", "", "", "", f"{inputs:,}", wrong, f"{seconds:.1f}"))
     return rows[-1].found if rows else None
 
 
@@ -124,15 +125,15 @@ def _all(
         if row.found:
             return
     if todo:
-        if state.restarted:
-            _say(f"{state.path} is about other code: starting again", quiet)
-        left = sum(1 - state.of(case).chunks / CHUNKS for case in todo)
-        seconds = exhaustive.estimate(todo, threads) * left / len(todo)
-        _say(
-            f"all 2^32 float32 inputs, {len(todo)} times: about {_span(seconds)} on {threads} "
-            f"thread(s); Ctrl-C keeps what is done in {state.path}",
-            quiet,
-        )
+        if state.restarted and not quiet:
+            tell(f"{state.path} is about other code: starting again")
+        if not quiet:
+            left = sum(1 - state.of(case).chunks / CHUNKS for case in todo)
+            seconds = exhaustive.estimate(todo, threads) * left / len(todo)
+            tell(
+                f"all 2^32 float32 inputs, {len(todo)} times: about {_span(seconds)} on {threads} "
+                f"thread(s); Ctrl-C keeps what is done in {state.path}"
+            )
         with _bar(len(todo), quiet) as tick:
             yield from verify.sweep(todo, state, threads, tick)
 
@@ -159,17 +160,20 @@ def _bar(cases: int, quiet: bool) -> Iterator[Any]:
 
 def _compare(as_json: bool) -> None:
     """Print who disagrees with precsim; exit with 1 where nobody knows why."""
+    if missing := peers.missing():
+        tell(f"left out, not installed: {', '.join(missing)}; try `pip install 'precsim[peers]'`")
     compared = list(peers.compare())
     found = peers.disagreements(compared)
     unexplained = [d for d in found if d.why is None]
     if as_json:
-        _print({"compared": _totals(compared), "disagreements": [d.to_dict() for d in found]})
+        disagreements = [d.to_dict() for d in found]
+        print_line(dump({"compared": _totals(compared), "disagreements": disagreements}))
     else:
         for line in _peer_lines(compared, found):
-            typer.echo(line)
+            print_line(line)
     if unexplained:
         first = unexplained[0]
-        _fail(f"{first.peer} differs on {first.differ:,} inputs for no known reason", 1)
+        fail(f"{first.peer} differs on {first.differ:,} inputs for no known reason", 1)
 
 
 def _totals(compared: Iterable[Comparison]) -> list[dict[str, Any]]:
@@ -220,39 +224,3 @@ def _line(row: Row) -> str:
 def _span(seconds: float) -> str:
     minutes = math.ceil(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-
-
-@contextmanager
-def _reading_input() -> Iterator[None]:
-    """Turn what is wrong with the user's input into one sentence and exit code 2."""
-    try:
-        yield
-    except ValueError as error:
-        _fail(str(error), 2)
-    except OSError as error:
-        _fail(f"cannot read {error.filename}: {error.strerror}", 2)
-
-
-def _say(message: str, quiet: bool) -> None:
-    if not quiet:
-        typer.echo(message, err=True)
-
-
-def _print(found: dict[str, Any]) -> None:
-    """Print strict JSON: what is not finite is a string."""
-    typer.echo(json.dumps(_plain(found), indent=1, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value
-
-
-def _fail(message: str, code: int) -> None:
-    typer.echo(f"precsim: {message}", err=True)
-    raise typer.Exit(code)

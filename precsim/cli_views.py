@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.live import Live
 
-from precsim.cli_runs import consoles, fail, print_line
+from precsim.cli_shared import consoles, fail, print_line, tell
 from precsim.report.write import DRIFT, names
 from precsim.report.write import report as write
 from precsim.runs.follow import Follower, State
@@ -56,17 +56,15 @@ def report(
     with ExitStack() as stack:
         bars: list[Bars] = []
 
-        def tell(done: int, steps: int, loss: float) -> None:
+        def progress(done: int, steps: int, loss: float) -> None:
             if not bars:
                 shown = Bars(err, {"runs": ("beside a float64 twin", "")}, steps)
                 bars.append(stack.enter_context(shown))
             bars[0]("runs", done, loss)
 
-        write(folders, output, drift=drift, twin=twin, on_step=tell)
+        write(folders, output, drift=drift, twin=twin, on_step=progress)
     size, charts = output.stat().st_size / 1e6, len(library()) / 1e6
-    typer.echo(
-        f"precsim: wrote {output} ({size:.1f} MB, {charts:.1f} MB of it Plotly.js)", err=True
-    )
+    tell(f"wrote {output} ({size:.1f} MB, {charts:.1f} MB of it Plotly.js)")
 
 
 def watch(

@@ -16,6 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 from precsim import cli_verify
+from precsim.cli import Verbs
 from precsim.formats.modes import Rounding
 from precsim.formats.registry import format
 from precsim.proofs import exhaustive, peers, stratified, verify
@@ -26,7 +27,7 @@ SWEEP = ["--format", "e2m1", "--mode", "up"]
 
 
 def run(*arguments):
-    app = typer.Typer()
+    app = typer.Typer(cls=Verbs)
     app.callback()(lambda: None)
     cli_verify.register(app)
     return CliRunner().invoke(app, ["verify", *arguments])
@@ -214,6 +215,15 @@ def test_every_difference_from_the_installed_libraries_is_explained():
     assert "numpy" in result.stdout
     assert "goes through float32: beside a midpoint, that rounds twice" in result.stdout
     assert "NOBODY" not in result.stdout
+
+
+def test_libraries_that_are_not_here_are_named_with_the_way_to_get_them(monkeypatch):
+    for name in ("gfloat", "torch"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    monkeypatch.setattr(peers, "compare", list)
+    told = run("--peers").stderr
+    assert "not installed: " in told
+    assert re.search(r"torch, gfloat; try `pip install 'precsim\[peers\]'`", told)
 
 
 def test_a_difference_that_nobody_knows_is_a_finding(monkeypatch):

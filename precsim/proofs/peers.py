@@ -224,15 +224,20 @@ def disagreements(comparisons: Iterable[Comparison]) -> list[Disagreement]:
 
 def installed() -> list[Peer]:
     """Return the libraries that can be imported here: NumPy always, the others where they are."""
-    makers = {"numpy": _numpy, "ml_dtypes": _ml_dtypes, "torch": _torch, "gfloat": _gfloat}
     found = []
-    for name, make in makers.items():
+    for name, make in _MAKERS.items():
         try:
             library = importlib.import_module(name)
-        except ImportError:
+        except ImportError:  # `missing` names it
             continue
         found.append(make(library, importlib.metadata.version(name)))
     return found
+
+
+def missing() -> list[str]:
+    """Return the names of the libraries that are not compared here."""
+    here = {peer.name for peer in installed()}
+    return [name for name in _MAKERS if name not in here]
 
 
 ML_DTYPES = MappingProxyType({
@@ -298,3 +303,9 @@ def describe(gfloat: Any, fmt: Format) -> Any:
         domain=gfloat.Domain.Extended if fmt.has_inf else gfloat.Domain.Finite,
         has_nz=fmt.has_negative_zero, has_subnormals=fmt.subnormals, is_twos_complement=False,
     )  # fmt: skip
+
+
+_MAKERS: Mapping[str, Callable[[Any, str], Peer]] = {
+    "numpy": _numpy, "ml_dtypes": _ml_dtypes, "torch": _torch, "gfloat": _gfloat,
+}  # fmt: skip
+"""The libraries that are known, by the name that they are imported under."""

@@ -1,0 +1,74 @@
+"""What the verbs share: words that mean the same to all of them, and how they speak and end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from precsim.runs.files import RunError
+from precsim.show import terminal
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Where a run was recorded.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set an entry of the config; repeatable."),
+]
+TextFile = Annotated[
+    str | None, typer.Option("--text", metavar="FILE", help="Train on this file, byte by byte.")
+]
+
+NO_OP = "no op of that step matches {!r}: try --op '*' to see their names"
+
+
+class BadInput(Exception):
+    """What the user gave cannot be used; the message is one sentence for them."""
+
+
+@contextmanager
+def reading_input() -> Iterator[None]:
+    """Turn the errors that bad input causes in this block into `BadInput`.
+
+    Those about a run's directory, and a reader who has left, stay what they are: the command line
+    ends in its own way for each.
+    """
+    try:
+        yield
+    except (RunError, BrokenPipeError):
+        raise
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    except OSError as error:
+        msg = f"cannot read or write {error.filename}: {error.strerror}"
+        raise BadInput(msg) from error
+
+
+def consoles() -> tuple[Console, Console]:
+    """Return consoles on stdout and stderr as they are now."""
+    return (
+        terminal.console(sys.stdout, os.environ),
+        terminal.console(sys.stderr, os.environ),
+    )
+
+
+def print_line(text: str) -> None:
+    """Print to stdout as it is, without wrapping or colour."""
+    typer.echo(text)
+
+
+def tell(text: str) -> None:
+    """Say a sentence on stderr."""
+    typer.echo(f"precsim: {text}", err=True)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End with a sentence on stderr and an exit code."""
+    tell(message)
+    raise typer.Exit(code)

@@ -212,11 +212,12 @@ def source(real: str, rounding: str, affine: bool) -> str:
 
     `rounding`: arguments of `precsim_round` for the elements.
     """
-    below = "below[t]" if affine else "0"
-    return f"""
-{one_pass.ROUND}
+    kernels = _top(real, int(affine)) + _blocks(real, rounding, int(affine))
+    return one_pass.ROUND + _PLACES + _SCALES + kernels
+
+
+_PLACES = f"""
 typedef struct {{ long long first, width, size; }} precsim_part;
-typedef struct {{ double block, tensor, divisor, zero; float factor; }} precsim_scale;
 
 /* Where a block of the array begins, how wide it is, and how large; 0 where there is none. */
 PRECSIM precsim_part precsim_part_of(long long here, {_EXTENT}) {{
@@ -236,6 +237,12 @@ PRECSIM long long precsim_place(precsim_part part, long long k, long long column
     if (part.size >> 32) return part.first + k / part.width * columns + k % part.width;
     return part.first + (word32)k / (word32)part.width * columns + (word32)k % (word32)part.width;
 }}
+"""
+"""Where the blocks of an array lie, and their values."""
+
+
+_SCALES = f"""
+typedef struct {{ double block, tensor, divisor, zero; float factor; }} precsim_scale;
 
 PRECSIM float precsim_factor(double amax, double largest) {{
     float factor = amax == 0 ? 1.0f : (float)(largest / amax);
@@ -311,30 +318,43 @@ PRECSIM precsim_scale precsim_scale_of(word64 found, word64 below, word64 top_fo
     if (scale.divisor == 0) scale.divisor = 2.2250738585072014e-308;
     return scale;
 }}
+"""
+"""How the ends of a block become its scale."""
 
+
+def _top(real: str, affine: int) -> str:
+    """Return the code of the pass before the others, for scales that depend on the whole tensor."""
+    below = "below[t]" if affine else "0"
+    return f"""
 /* Raise `top` to the largest magnitude of all blocks; `drops`: of those that have a scale. */
 PRECSIM_KERNEL precsim_top(const {real} *x, word64 *top, int drops, double amax_min, double limit,
                            {SHAPE}) {{
-{_largest("1", int(affine))}
+{_largest("1", affine)}
     PRECSIM_THREADS(t)
         if (t < groups && PRECSIM_BLOCK * groups + t < blocks) {{
             double amax = precsim_from_bits(found[t]);
             if (drops && amax < amax_min) amax = amax_min;
             if (!drops || amax <= limit) PRECSIM_RAISE(top, precsim_to_bits(amax));
-            if ({int(affine)}) PRECSIM_RAISE(top + 1, {below});
+            if ({affine}) PRECSIM_RAISE(top + 1, {below});
         }}
     PRECSIM_WAIT
 }}
+"""
 
+
+def _blocks(real: str, rounding: str, affine: int) -> str:
+    """Return the code of the pass that makes the scales, and rounds by them."""
+    below = "below[t]" if affine else "0"
+    return f"""
 /* Round x to `out`; `whole`: the scale of all values follows from `top`. */
 PRECSIM_KERNEL precsim_blocks(const {real} *x, {real} *out, const word32 *words, int draws,
                               const word64 *top, int whole, {SHAPE},
                               {PARAMETERS}) {{
     PRECSIM_SHARED precsim_scale scales[{MOST_GROUPS}];
-{_largest("!whole", int(affine))}
+{_largest("!whole", affine)}
     PRECSIM_THREADS(t)
         if (t < groups)
-            scales[t] = precsim_scale_of(whole ? top[0] : found[t], whole ? top[{int(affine)}] : {below},
+            scales[t] = precsim_scale_of(whole ? top[0] : found[t], whole ? top[{affine}] : {below},
                                          top[0], whole, {_ALL});
     PRECSIM_WAIT
     PRECSIM_THREADS(t)

@@ -106,48 +106,18 @@ PRECSIM_KERNEL precsim_largest(const {real} *x, long long size, word64 *found) {
 """
 
 
-def source(real: str, lowest: int, bins: int, rounding: str) -> str:
-    """Return the code of the kernel `precsim_count` for arrays of a carrier, "float" or "double".
-
-    The histogram has `bins` exponents, from `lowest` on; smaller and larger ones count at its ends.
-    With `rounding`, arguments of `precsim_round`, it rounds the numbers itself, and writes them to
-    `after`; "" if it does not.
-    """
-    after = f"{real} *after, const word32 *words, int draws, {parameters(real)}"
-    suffix, code = ("_float", ROUND_FLOAT) if real == "float" else ("", ROUND)
-    rounded = f"precsim_round{suffix}(before[i], draws ? words[i] : 0, {rounding})"
-    return f"""
-{code if rounding else ""}
-PRECSIM word64 precsim_magnitude(double value) {{
-    union {{ word64 bits; double value; }} both;
+_MAGNITUDE = """
+PRECSIM word64 precsim_magnitude(double value) {
+    union { word64 bits; double value; } both;
     both.value = value;
     return both.bits & 0x7FFFFFFFFFFFFFFFull;
-}}
+}
+"""
 
-PRECSIM_KERNEL precsim_count(const {real} *before, long long size, double normal_from, double top_value,
-                             double factor, int histogram, word64 *found,
-                             {after if rounding else f"const {real} *after"}) {{
-    PRECSIM_SHARED word32 counts[{len(NAMES)}], places[{COPIES * bins}];
-    PRECSIM_SHARED word64 ends[2];
-    PRECSIM_SHARED double squares[{THREADS}], errors[{THREADS}];
-    const word64 infinity = 0x7FF0000000000000ull;
-    double *sums = (double *)(found + {len(NAMES) + 2 + bins});
 
-    PRECSIM_THREADS(t)
-        for (int k = t; k < {COPIES * bins}; k += {THREADS}) places[k] = 0;
-        if (t < {len(NAMES)}) counts[t] = 0;
-        if (t < 2) ends[t] = 0;
-    PRECSIM_WAIT
-
-    PRECSIM_THREADS(t)
-        word32 zeros = 0, flushed = 0, subnormal = 0, overflowed = 0, saturated = 0, nan = 0;
-        word32 nonfinite_in = 0, inexact = 0;
-        word64 top = 0, low = 0;
-        double square = 0, error = 0;
-        for (long long i = PRECSIM_BLOCK * {THREADS} + t; i < size; i += PRECSIM_BLOCKS * {THREADS}) {{
-            double x = before[i];
-            double r = {rounded if rounding else "after[i]"};
-            {f"after[i] = ({real})r;" if rounding else ""}
+def _of_one(real: str, lowest: int, bins: int) -> str:
+    """Return the code by which a thread counts one number, x, and what became of it, r."""
+    return f"""
             word64 size_in = precsim_magnitude(x), size_out = precsim_magnitude(r);
             int finite_in = size_in < infinity, finite_out = size_out < infinity;
             zeros += size_in == 0;
@@ -173,7 +143,45 @@ PRECSIM_KERNEL precsim_count(const {real} *before, long long size, double normal
                 if (size_in > top) top = size_in;
                 if (~size_in > low) low = ~size_in;
                 if (histogram) PRECSIM_ADD(&places[t / 32 * {bins} + place], 1u);
-            }}
+            }}"""
+
+
+def source(real: str, lowest: int, bins: int, rounding: str) -> str:
+    """Return the code of the kernel `precsim_count` for arrays of a carrier, "float" or "double".
+
+    The histogram has `bins` exponents, from `lowest` on; smaller and larger ones count at its ends.
+    With `rounding`, arguments of `precsim_round`, it rounds the numbers itself, and writes them to
+    `after`; "" if it does not.
+    """
+    after = f"{real} *after, const word32 *words, int draws, {parameters(real)}"
+    suffix, code = ("_float", ROUND_FLOAT) if real == "float" else ("", ROUND)
+    rounded = f"precsim_round{suffix}(before[i], draws ? words[i] : 0, {rounding})"
+    return f"""
+{code if rounding else ""}{_MAGNITUDE}
+PRECSIM_KERNEL precsim_count(const {real} *before, long long size, double normal_from, double top_value,
+                             double factor, int histogram, word64 *found,
+                             {after if rounding else f"const {real} *after"}) {{
+    PRECSIM_SHARED word32 counts[{len(NAMES)}], places[{COPIES * bins}];
+    PRECSIM_SHARED word64 ends[2];
+    PRECSIM_SHARED double squares[{THREADS}], errors[{THREADS}];
+    const word64 infinity = 0x7FF0000000000000ull;
+    double *sums = (double *)(found + {len(NAMES) + 2 + bins});
+
+    PRECSIM_THREADS(t)
+        for (int k = t; k < {COPIES * bins}; k += {THREADS}) places[k] = 0;
+        if (t < {len(NAMES)}) counts[t] = 0;
+        if (t < 2) ends[t] = 0;
+    PRECSIM_WAIT
+
+    PRECSIM_THREADS(t)
+        word32 zeros = 0, flushed = 0, subnormal = 0, overflowed = 0, saturated = 0, nan = 0;
+        word32 nonfinite_in = 0, inexact = 0;
+        word64 top = 0, low = 0;
+        double square = 0, error = 0;
+        for (long long i = PRECSIM_BLOCK * {THREADS} + t; i < size; i += PRECSIM_BLOCKS * {THREADS}) {{
+            double x = before[i];
+            double r = {rounded if rounding else "after[i]"};
+            {f"after[i] = ({real})r;" if rounding else ""}{_of_one(real, lowest, bins)}
         }}
         squares[t] = square;
         errors[t] = error;

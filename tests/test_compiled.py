@@ -1,13 +1,16 @@
 """The compiled kernels: equal to the specification, and chosen only where they pay."""
 
+import os
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import precsim
 from precsim import testing
 from precsim.backend import BackendError, compiled, tier
 from precsim.formats.modes import Overflow, Rounding, stochastic
@@ -147,16 +150,34 @@ def test_without_numba_nothing_is_missing(monkeypatch):
         pass
 
 
-def test_state_says_what_rounds(monkeypatch, numba):
+def test_state_says_what_rounds(numba):
     assert compiled.state().startswith("compiled, Numba ")
     with tier("auto"):
         assert "then compiled" in compiled.state()
 
-        def missing(name):
-            raise compiled.PackageNotFoundError(name)
 
-        monkeypatch.setattr(compiled, "version", missing)
-        assert "precsim[fast]" in compiled.state()
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("raise ModuleNotFoundError('No module named numba')", "faster with `pip install 'precsim"),
+        ("raise ImportError('Numba needs NumPy 2.2 or less')", "did import: Numba needs NumPy 2.2"),
+    ],
+    ids=["missing", "too old"],
+)
+def test_what_keeps_numba_from_importing_is_said(tmp_path, module, said):
+    (tmp_path / "numba.py").write_text(f"{module}\n")
+    code = (
+        "from precsim.backend import compiled\n"
+        "print(compiled.state())\n"
+        "try: compiled.tier('numba').__enter__()\n"
+        "except compiled.BackendError as error: print(error)"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(precsim.__file__).parents[1])])
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                         env=os.environ | {"PYTHONPATH": path})  # fmt: skip
+    state, error = run.stdout.splitlines()
+    assert said in state
+    assert module.split("'")[1] in error
 
 
 def test_a_wrong_name_is_told_the_right_ones():

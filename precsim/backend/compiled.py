@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
@@ -55,7 +55,7 @@ def tier(name: str | Tier) -> Iterator[None]:
     wanted = Tier(name)
     if wanted is Tier.NUMBA and _fused() is None:
         msg = (
-            "compiled kernels need Numba, which does not import here: try "
+            f"compiled kernels need Numba, which does not import here ({_loaded()}): try "
             "`pip install 'precsim[fast]'`, or stay on NumPy's kernels"
         )
         raise BackendError(msg)
@@ -83,13 +83,15 @@ def steady() -> Iterator[None]:
 
 
 def state() -> str:
-    """Say what rounds NumPy's arrays here, and what else could."""
+    """Say what rounds NumPy's arrays here, and what else could; that is found out by importing it."""
     if _tier.get() is Tier.NUMPY:
         return "NumPy"
-    try:
-        numba = version("numba")
-    except PackageNotFoundError:
+    loaded = _loaded()
+    if isinstance(loaded, ModuleNotFoundError):
         return "NumPy; faster with `pip install 'precsim[fast]'`"
+    if isinstance(loaded, ImportError):
+        return f"NumPy; faster if Numba, which is installed, did import: {loaded}"
+    numba = version("numba")
     if _tier.get() is Tier.NUMBA:
         return f"compiled, Numba {numba}, {_threads()}"
     return f"NumPy, then compiled: Numba {numba}, {_threads()}, after the first {ENOUGH:,} elements"
@@ -241,11 +243,18 @@ def comparing(size: int) -> Any:
 
 @cache
 def _fused() -> ModuleType | None:
-    """Return the module of compiled kernels, which imports Numba; None where that is missing."""
+    """Return the module of compiled kernels; None where Numba, which they need, does not import."""
+    loaded = _loaded()
+    return None if isinstance(loaded, ImportError) else loaded
+
+
+@cache
+def _loaded() -> ModuleType | ImportError:
+    """Return the module of compiled kernels, which imports Numba, or what kept it from that."""
     try:
         from precsim.backend import fused
-    except ImportError:
-        return None
+    except ImportError as error:
+        return error
     return fused
 
 

@@ -260,8 +260,9 @@ def search(
 ) -> None:
     """Find the fewest ops to keep in high precision.
 
-    So that a step's gradient, or its update of the weights, is right to a tolerance.  Prints the policy that does it, for train --set or fork --set.  What was tried is kept beside
-    the run: after Ctrl-C the same command goes on, and another tolerance starts from it.
+    So that a step's gradient, or its update of the weights, is right to a tolerance.  Prints the
+    policy that does it, for train --set or fork --set.  What was tried is kept beside the run:
+    after Ctrl-C the same command goes on, and another tolerance starts from it.
     """
     run, (_, err) = open_run(folder), consoles()
     with reading_input(), err.status("") as status:
@@ -289,8 +290,8 @@ def search(
 def whatif(folder: Folder, step: Step, op: Glob = None, as_json: Json = False) -> None:
     """Say what a step's values would lose in every other format.
 
-    At every loss scale.  From the recorded exponents of these values alone: what a lost value does to the ops after it,
-    only a run can tell.
+    At every loss scale.  From the recorded exponents of these values alone: what a lost value does
+    to the ops after it, only a run can tell.
     """
     run = open_run(folder)
     ops = _chosen(ops_of(run, step), op)

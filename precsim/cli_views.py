@@ -47,8 +47,9 @@ def report(
 ) -> None:
     """Write recorded runs into one HTML page, with a step player.
 
-    Curves, loss scale, drift, and every op of the steps.  The page loads nothing and can be read without scripts.  The first run is what the others are compared
-    with.  Of a long run it holds a choice of steps, and says so.
+    Curves, loss scale, drift, and every op of the steps.  The page loads nothing and can be read
+    without scripts.  The first run is what the others are compared with.  Of a long run it holds a
+    choice of steps, and says so.
     """
     from precsim.report.page import library
 
@@ -78,8 +79,8 @@ def watch(
 ) -> None:
     """Watch a run that another process trains, until it ends.
 
-    Its curves and its worst ops.  Only reads, so it can be started, stopped and repeated at any time.  Where there is no terminal
-    it prints lines.
+    Its curves and its worst ops.  Only reads, so it can be started, stopped and repeated at any
+    time.  Where there is no terminal it prints lines.
     """
     run, (out, err) = Follower(folder), consoles()
     if as_json or not out.is_terminal or out.is_dumb_terminal:

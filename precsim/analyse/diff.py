@@ -48,9 +48,10 @@ class Row:
     `u` is the unit roundoff of the coarser of the op's two formats, or of the policy's finest where
     that is coarser still.
 
-    `swamped` is the share of its nonzero updates that change nothing.  `local`: of its own rounding; `inputs`: largest total error among its operands; `expected`: what
-    these and one rounding explain; `total`: what it is.  inf where a value is not finite.
-    `broken` counts values that are not finite where the first run's are.
+    `swamped` is the share of its nonzero updates that change nothing.  `local`: of its own
+    rounding; `inputs`: largest total error among its operands; `expected`: what these and one
+    rounding explain; `total`: what it is.  inf where a value is not finite.  `broken` counts values
+    that are not finite where the first run's are.
     """
 
     index: int

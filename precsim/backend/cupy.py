@@ -177,7 +177,8 @@ def count(
 ) -> Callable[[], one_pass_counts.Counted]:
     """Count what rounding made of `before`, in one pass over contiguous arrays, alike in dtype.
 
-    What was counted is fetched by who calls the result, together with all that is waiting.  With a `rule` it is rounded in the same pass, into `after`, which may be `before`; `words` are the
+    What was counted is fetched by who calls the result, together with all that is waiting.  With a
+    `rule` it is rounded in the same pass, into `after`, which may be `before`; `words` are the
     random ones, if the rule's mode draws any.
     """
     import cupy

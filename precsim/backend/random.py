@@ -44,8 +44,9 @@ def key(seed: int, path: str, step: int, call: int) -> Key:
     """Return the 128-bit key of one use of randomness; different arguments, different keys.
 
     `path` says who draws ("block0.attn.softmax"), `step` in which training step, `call` which of
-    the step's draws at that path.  Any integers will do, negative ones included; floats raise `TypeError`, since 1.0 and 1 would silently be two keys.  BLAKE2b-128 of an encoding
-    from which all four can be read back.
+    the step's draws at that path.  Any integers will do, negative ones included; floats raise
+    `TypeError`, since 1.0 and 1 would silently be two keys.  BLAKE2b-128 of an encoding from which
+    all four can be read back.
     """
     numbers = ",".join(str(operator.index(number)) for number in (seed, step, call))
     digest = blake2b(f"{numbers},{path}".encode(), digest_size=16, person=b"precsim key").digest()

@@ -13,8 +13,7 @@ A loop of one's own keeps them itself:
         model.loss(x, y).backward()
     delays.advance(policy.delayed)
 
-Rules and edge
-cases are those of Transformer Engine at d0067d0d, transformer_engine/common/recipe/
+Rules and edge cases are those of Transformer Engine at d0067d0d, transformer_engine/common/recipe/
 delayed_scaling.cu, kernel `amax_and_scale_update_impl`.
 """
 

@@ -35,11 +35,12 @@ class Event(NamedTuple):
     """One op as it happened, for observers; the arrays are the run's own and must not be written.
 
     `exact` is the result in the carrier, on operands that were rounded before; `rounded` what the
-    format made of it.  `tally` is what was counted of that, if an observer asked for it; where all do
-    with it (see `Observer`), there need not be an `exact`: it may be None.  `path` names the site: role/scope/op, and `call` counts its runs in a step.
-    `input_formats` are those that the operands lie on (None: a constant); `factor` is what delayed
-    scaling multiplied with, in a format that has it.
-    With `params` an observer can run the op again on `inputs`, in another arithmetic.
+    format made of it.  `tally` is what was counted of that, if an observer asked for it; where all
+    make do with it (see `Observer`), there need not be an `exact`: it may be None.  `path` names the
+    site: role/scope/op, and `call` counts its runs in a step.  `input_formats` are those that the
+    operands lie on (None: a constant); `factor` is what delayed scaling multiplied with, in a
+    format that has it.  With `params` an observer can run the op again on `inputs`, in another
+    arithmetic.
     """
 
     op: str

@@ -75,8 +75,9 @@ class Precision:
     def for_operand(self, position: int) -> Precision | None:
         """Return what this means for an operand of a matmul: left 0, right 1, bias 2.
 
-        Blocks that share a scale run along the contraction: what is 1x32 for the left operand, along
-        its last axis, is 32x1 for the right one, along its last but one; 128x128 is 128x128.  A bias is added to the product, outside the scales, so it gets none.
+        Blocks that share a scale run along the contraction: what is 1x32 for the left operand,
+        along its last axis, is 32x1 for the right one, along its last but one; 128x128 is 128x128.
+        A bias is added to the product, outside the scales, so it gets none.
         """
         fmt = None if self.format in FOLLOWING else format(self.format)
         if not isinstance(fmt, Scaled) or position == 0:

@@ -92,8 +92,9 @@ def format(spec: str | AnyFormat) -> AnyFormat:
     Accepted: a name in `FORMATS` or `ALIASES`; any "e<exp>m<man>" spelled out, which has IEEE 754
     specials unless it is a registered name (so "e4m3" is OCP's, max 448); a suffix "_ftz" flushes
     subnormals.  "q<int>.<frac>" is fixed point, multiples of 2^-frac in int + frac bits, sign
-    included: "q2.6" holds -127/64 .. 127/64, symmetric as int8 is, and saturates (Gupta et al. 2015,
-    arXiv:1502.02551, <IL, FL>, has one more negative value).  Words after colons, in any order, give it scales, or change those of a scaled one:
+    included: "q2.6" holds -127/64 .. 127/64, symmetric as int8 is, and saturates (Gupta et al.
+    2015, arXiv:1502.02551, <IL, FL>, has one more negative value).  Words after colons, in any
+    order, give it scales, or change those of a scaled one:
 
         tensor, row, column, 1x128, 128x128, 32x1, 1x32@0    which values share a scale (`Block`)
         fp32, e8m0, e4m3, ...; e4m3+fp32                     the scale's format; a tensor scale too

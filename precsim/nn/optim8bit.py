@@ -59,10 +59,11 @@ def _evenly_spaced(count: int) -> Array:
 def code_in_blocks(m: Arithmetic, x: Array, signed: bool) -> Array:
     """Replace each value by the nearest number of the code times its block's largest magnitude.
 
-    A NaN or an infinity makes its whole block NaN (infinities stay); a block of zeros stays zero, and values below
-    2.75e-7 of their block's largest become zero (1.6e-7 in the unsigned code, where all negative
-    ones do).  Half-way values go up.  The last block may be short.  Rule: torchao's, to the bit;
-    bitsandbytes' CUDA kernel differs in keeping the sign of small negative values.
+    A NaN or an infinity makes its whole block NaN (infinities stay); a block of zeros stays zero,
+    and values below 2.75e-7 of their block's largest become zero (1.6e-7 in the unsigned code,
+    where all negative ones do).  Half-way values go up.  The last block may be short.  Rule:
+    torchao's, to the bit; bitsandbytes' CUDA kernel differs in keeping the sign of small negative
+    values.
     """
     code = m.xp.asarray(dynamic_code(signed))
     flat = m.xp.zeros(-(-x.size // BLOCK) * BLOCK, np.float32)

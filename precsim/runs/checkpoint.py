@@ -2,8 +2,9 @@
 
 That is the weights, the optimizer's state and its count of steps, the loss scale and its count of
 clean steps, the factors and amax histories of delayed scaling, the policy in force and the
-validation losses that a schedule reads, each to the bit.  Batches and random numbers need nothing: they are functions of the
-seed and the step.  What the run has counted so far comes along, so that its totals go on, too.
+validation losses that a schedule reads, each to the bit.  Batches and random numbers need nothing:
+they are functions of the seed and the step.  What the run has counted so far comes along, so that
+its totals go on, too.
 """
 
 from __future__ import annotations

@@ -42,9 +42,9 @@ class TrainConfig:
     number.  `micro_batches` divides it as if there were that many, computes one, and takes its
     gradient that many times: the gradients are as small as in a run that large, at the cost of one.
 
-    `optimizer`: adamw, adamw8bit (`precsim.nn.optim8bit`), adamw_msamp (`precsim.nn.optim_msamp`) or
-    sgd.  ``weights_update="kahan"`` keeps
-    what rounding the weights left over, in one more tensor of their format (`precsim.nn.optim`).
+    `optimizer`: adamw, adamw8bit (`precsim.nn.optim8bit`), adamw_msamp (`precsim.nn.optim_msamp`)
+    or sgd.  ``weights_update="kahan"`` keeps what rounding the weights left over, in one more
+    tensor of their format (`precsim.nn.optim`).
 
     The last three change no bit of the run.  `observe`: how closely it is watched, a level of
     `precsim.observe.trace`.  `checkpoint_every`: steps between checkpoints of a run that is

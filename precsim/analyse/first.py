@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
-
 from precsim.analyse.drift import Drift, compare
-from precsim.analyse.moment import Moment, unit
+from precsim.analyse.moment import Moment, moment_before, unit
 from precsim.engine.context import using
 from precsim.engine.delayed import Delays
 from precsim.engine.policy import Policy
@@ -24,18 +20,8 @@ def first_moment(config: TrainConfig, corpus: Corpus) -> Moment:
     """
     with using("fp64", seed=config.seed, observers=()):
         trainer = make_trainer(config.change(policy="fp64"), corpus)
-    x, y = trainer.batches.train(0)
-    weights = trainer.model.parameters.items()
-    return Moment(
-        model=trainer.model.config,
-        parameters={name: np.asarray(w.numpy(), np.float64) for name, w in weights},
-        x=x,
-        y=y,
-        policy=replace(Policy.parse(config.policy), arithmetic="exact"),
-        scale=scaling.parse(config.loss_scale).scale,
-        weight=1 / (config.accumulation * config.micro_batches),
-        seed=config.seed,
-    )
+    policy, scale = Policy.parse(config.policy), scaling.parse(config.loss_scale).scale
+    return moment_before(0, config, trainer.model, trainer.batches, policy, scale)
 
 
 def settled(moment: Moment) -> Moment:

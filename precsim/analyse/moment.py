@@ -21,6 +21,8 @@ from precsim.engine.precision import FOLLOWING, Precision
 from precsim.engine.rule import PHASES, Rule
 from precsim.formats.registry import element_of, format
 from precsim.nn.gpt import GPT, GPTConfig
+from precsim.runs.config import TrainConfig
+from precsim.runs.data import Batches
 
 Values = dict[str, npt.NDArray[np.float64]]
 
@@ -104,6 +106,34 @@ class Moment:
 
         self.gradients(observers=[note])
         return list(found.values())
+
+
+def moment_before(
+    step: int,
+    config: TrainConfig,
+    model: GPT,
+    batches: Batches,
+    policy: Policy,
+    scale: float,
+    delays: Mapping[str, AmaxHistory] | None = None,
+) -> Moment:
+    """Return the moment before a step of a training: the model's weights, the first micro-batch.
+
+    In arithmetic "exact", whatever the policy's own is, so that it can be compared with float64.
+    """
+    x, y = batches.train(step * config.accumulation)
+    return Moment(
+        model=model.config,
+        parameters={n: np.asarray(w.numpy(), np.float64) for n, w in model.parameters.items()},
+        x=x,
+        y=y,
+        policy=replace(policy, arithmetic="exact"),
+        scale=scale,
+        weight=1 / (config.accumulation * config.micro_batches),
+        seed=config.seed,
+        step=step,
+        delays=delays or {},
+    )
 
 
 @dataclass(frozen=True)

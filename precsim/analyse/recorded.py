@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from precsim.analyse.health import complaint
-from precsim.analyse.moment import Moment
+from precsim.analyse.moment import Moment, moment_before
 from precsim.engine.context import using
 from precsim.engine.dispatch import Event
 from precsim.observe.counters import OpCounts, count
@@ -60,21 +60,17 @@ def moment_at(run: StoredRun, step: int) -> Moment:
     In arithmetic "exact", whatever the run's own was, so that it can be compared with float64.
     Raises `RunError` for a step that the run has not reached.
     """
-    trainer, config = run.at(step), run.config
-    x, y = trainer.batches.train(step * config.accumulation)
-    weights = trainer.model.parameters.items()
-    return Moment(
-        model=trainer.model.config,
-        parameters={name: np.asarray(w.numpy(), np.float64) for name, w in weights},
-        x=x,
-        y=y,
-        policy=replace(trainer.policy, arithmetic="exact"),
-        scale=trainer.scaler.scale,
-        weight=1 / (config.accumulation * config.micro_batches),
-        seed=config.seed,
-        step=step,
-        delays=trainer.delays.histories,
-    )
+    trainer = run.at(step)
+    return moment_before(
+        step, run.config, trainer.model, trainer.batches, trainer.policy,
+        trainer.scaler.scale, trainer.delays.histories,
+    )  # fmt: skip
+
+
+def seen(event: Event) -> Op:
+    """Return what an observer sees of an op that has just run."""
+    row = count(event)
+    return Op(row, local_error(event) / row.u if row.u else 0.0)
 
 
 class _Stopped(Exception):
@@ -89,9 +85,8 @@ def walk(config: TrainConfig, corpus: Corpus, *, stop: bool = False) -> list[Op]
     ops: list[Op] = []
 
     def note(event: Event) -> None:
-        row = count(event)
-        ops.append(Op(row, local_error(event) / row.u if row.u else 0.0))
-        if stop and complaint(row):
+        ops.append(seen(event))
+        if stop and complaint(ops[-1].counts):
             raise _Stopped
 
     with surroundings(config):

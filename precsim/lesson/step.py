@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import degrees, isnan
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +16,13 @@ import numpy as np
 
 from precsim.analyse.drift import Drift, compare
 from precsim.analyse.health import KINDS, Health, complaint
-from precsim.analyse.moment import Moment, unit
-from precsim.analyse.recorded import Op
-from precsim.engine.dispatch import Event
+from precsim.analyse.moment import Moment, moment_before, unit
+from precsim.analyse.recorded import Op, seen
 from precsim.engine.policy import Policy
 from precsim.formats.registry import element_of
 from precsim.formats.registry import format as resolve
 from precsim.lesson.figures import save
-from precsim.observe.counters import count, total
-from precsim.observe.shadow import local_error
+from precsim.observe.counters import total
 from precsim.runs.data import Batches
 from precsim.runs.results import Run
 from precsim.show.steps import ops_table
@@ -71,31 +69,16 @@ def moment_of(run: Run, policy: Policy | str | None = None, scale: float | None 
     config = run.config
     batches = Batches(run.corpus, config.batch, config.context, config.seed)
     step = run.records[-1].step + 1 if run.records else 0
-    x, y = batches.train(step * config.accumulation)
     chosen = run.policy if policy is None else Policy.parse(policy)
     last = run.records[-1].scale if run.records else 1.0
-    return Moment(
-        model=run.model.config,
-        parameters={n: np.asarray(w.numpy(), np.float64) for n, w in run.model.parameters.items()},
-        x=x,
-        y=y,
-        policy=replace(chosen, arithmetic="exact"),
-        scale=last if scale is None else scale,
-        weight=1 / (config.accumulation * config.micro_batches),
-        seed=config.seed,
-        step=step,
-    )
+    return moment_before(step, config, run.model, batches, chosen, last if scale is None else scale)
 
 
 def take(moment: Moment) -> Step:
     """Run a moment op by op, beside the float64 gradient at the same weights."""
     ops: list[Op] = []
 
-    def note(event: Event) -> None:
-        row = count(event)
-        ops.append(Op(row, local_error(event) / row.u if row.u else 0.0))
-
-    gradient = moment.gradients(observers=[note])
+    gradient = moment.gradients(observers=[lambda event: ops.append(seen(event))])
     return Step(moment, ops, compare(gradient, moment.reference(), unit(moment.policy)))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from precsim.cli_shared import consoles, fail, print_line, reading_input
+from precsim.cli_shared import consoles, print_line, reading_input
 from precsim.runs.files import make_folder
 from precsim.runs.lines import dump
 from precsim.runs.run import open_run
@@ -60,17 +60,11 @@ def plot(
             out.print(table(COLUMNS, rows, out.width))
         return
     places = folders or []
-    _check(figure, places, step)
+    asked = {"op": op, "tolerance": tolerance, "update": update}
+    asked |= {} if step is None else {"step": step}
     with reading_input():
         with err.status(f"collecting {figure}"):
-            data = gallery.collect(
-                figure,
-                [open_run(f) for f in places],
-                step=step or 0,
-                op=op,
-                tolerance=tolerance,
-                update=update,
-            )
+            data = gallery.collect(figure, [open_run(place) for place in places], **asked)
         name = places[0].resolve().name
         told = _title(figure, name, step, alone=len(places) == 1) if title is None else title
         data = {**data, "title": told}
@@ -81,21 +75,6 @@ def plot(
             make_folder(file.parent)
             paths = gallery.save(figure, data, file)
             err.print(f"wrote {', '.join(map(str, paths))}")
-
-
-def _check(figure: str, folders: list[Path], step: int | None) -> None:
-    """Exit with 2 where there is no such figure, or not what it is of."""
-    from precsim.show import gallery
-
-    if figure not in gallery.KINDS:
-        fail(f"no figure {figure!r}: expected one of {', '.join(gallery.KINDS)}", 2)
-    if not folders:
-        fail(f"the figure {figure} is of {gallery.KINDS[figure].of}: say where it was recorded", 2)
-    of = gallery.KINDS[figure].of
-    if of == gallery.STEP and step is None:
-        fail(f"the figure {figure} is of one step: say --step K", 2)
-    if of != gallery.MANY and len(folders) > 1:
-        fail(f"the figure {figure} is of {of}; got {len(folders)} runs", 2)
 
 
 def _title(figure: str, name: str, step: int | None, *, alone: bool) -> str:

@@ -88,6 +88,10 @@ def test_python_gets_axes(runs):
     assert isinstance(axes, Axes)
     assert axes.get_title(loc="left") == "here"
     assert isinstance(gallery.draw("loss_scale", [runs["bad"]]), Axes)
+    with pytest.raises(ValueError, match="blame is of one step: expected its number, step=137"):
+        gallery.draw("blame", runs["bad"])
+    with pytest.raises(ValueError, match="loss_scale is of one run; got 2 runs"):
+        gallery.draw("loss_scale", [runs["bad"], runs["low"]])
     own = Figure().add_subplot()
     assert swamped(own, runs=gallery.collect("swamped", [runs["low"]])["runs"]) is own
 
@@ -96,7 +100,7 @@ def test_python_gets_axes(runs):
     ("words", "sentence"),
     [
         (["--figure", "nosuch"], "no figure 'nosuch': expected one of scales"),
-        (["--figure", "blame"], "is of one step: say --step K"),
+        (["--figure", "blame"], "is of one step: expected its number, step=137 or --step 137"),
         (["--figure", "blame", "--step", 99], "no state before step 99"),
         (
             ["--figure", "blame", "--step", 1, "--op", "nosuch"],
@@ -117,7 +121,7 @@ def test_the_list_of_figures_and_runs_that_are_missing_or_too_many(runs, call):
     assert code == 0
     assert {line.split()[0] for line in out.splitlines()} >= set(gallery.KINDS)
     assert json.loads(call("plot", "--json")[1]).keys() == gallery.KINDS.keys()
-    assert "say where it was recorded" in call("plot", "--figure", "drift")[2]
+    assert "the figure drift is of one run; got 0 runs" in call("plot", "--figure", "drift")[2]
     two = (runs["bad"].path, runs["low"].path)
     assert "got 2 runs" in call("plot", *two, "--figure", "flushed")[2]
 

@@ -32,7 +32,13 @@ from precsim.nn.parameter import read, stored
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of the model.  Raises `ValueError` where they do not fit together."""
+    """Sizes of the model.
+
+    `width` is that of the residual stream, split among the `heads`; the MLP is four times as wide.
+    `context`: the longest text, in tokens.  `tied`: the head is the embedding, transposed.
+    `dropout`: the probability that an activation is dropped while gradients are taped.
+    Raises `ValueError` where they do not fit together.
+    """
 
     layers: int = 2
     heads: int = 4
@@ -81,7 +87,11 @@ class GPTConfig:
 
 
 class GPT:
-    """The model: `parameters` by name, and the functions that read them."""
+    """The model: ``model(tokens)`` gives logits, `loss` their cross-entropy, `generate` text.
+
+    `parameters` has the weights by name, as the optimizer updates them (the master copy, where the
+    policy has one); each forward pass casts them to the policy's `weights`.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The code of such an introduction: an MLP of 10-20-30, `model.half()`, SGD with lr=0.01.
+"""The code of an introduction to mixed precision: an MLP of 10-20-30, `model.half()`, SGD at 0.01.
 
 100 samples of random numbers with one of 3 labels, drawn by chance, 10 epochs over all of them at
 once: after ten small steps towards nothing that can be learnt, the loss is the same in every

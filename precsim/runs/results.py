@@ -111,7 +111,14 @@ RECORDED = ("at", "checkpoints", "fork", "manifest", "ops", "path", "replay", "t
 
 @dataclass(repr=False)
 class Run:
-    """A finished (or interrupted) run: its config, its records, its model."""
+    """A run that is over, or was interrupted: its config, its records, its model.
+
+    `records` has a `StepRecord` for each step (`steps`: the same as columns), `counts` what rounding
+    did to the results of each role, all steps together.  `trouble` is the first op that rounding
+    harmed, `died_at` the step after which weights were no longer finite; None where nothing was.
+    One with a directory, as ``train(config, out=DIR)`` and `precsim.open` return it, also has its
+    ops, step by step (`precsim.runs.run.StoredRun`).
+    """
 
     config: TrainConfig
     corpus: Corpus

@@ -183,19 +183,29 @@ FIGURES: Mapping[str, Callable[..., Figure]] = {
 def collect(name: str, runs: StoredRun | Sequence[StoredRun], **asked: Any) -> Data:
     """Return the data of a figure about a run, or several; `asked` are other fields of `Asked`.
 
-    Raises `ValueError` for an unknown figure, `RunError` where the runs have not what it needs.
+    Raises as `draw` does.
     """
     if name not in KINDS:
         msg = f"no figure {name!r}: expected one of {', '.join(KINDS)}"
         raise ValueError(msg)
-    several = [runs] if isinstance(runs, Run) else runs
+    several, of = [runs] if isinstance(runs, Run) else runs, KINDS[name].of
+    if of == STEP and "step" not in asked:
+        msg = f"the figure {name} is of one step: expected its number, step=137 or --step 137"
+        raise ValueError(msg)
+    if not several or (of != MANY and len(several) > 1):
+        msg = f"the figure {name} is of {of}; got {len(several)} runs"
+        raise ValueError(msg)
     return KINDS[name].collect(Asked(several, **asked))
 
 
 def draw(name: str, runs: StoredRun | Sequence[StoredRun], title: str = "", **asked: Any) -> Axes:
     """Return the axes of a figure about a run, or several; of several panels the first.
 
-    Raises as `collect` does.
+    `name` is one of those that `precsim plot` lists.  `asked`: ``step=137``, which a figure of one
+    step needs; ``op="gradients/*"``, a glob for these ops only; ``update=True``, about the weights'
+    update instead of the gradient; ``tolerance=0.1`` of the search behind "pareto".
+    Raises `ValueError` for an unknown figure, for one of a step without a step and for one of a
+    single run with none or several, `RunError` where the runs have not what it needs.
     """
     data = collect(name, runs, **asked)
     drawn = KINDS[name].draw(**data, title=title)

@@ -44,6 +44,35 @@ def pytest_report_header(config):
 
 
 @pytest.fixture
+def call(capsys, monkeypatch):
+    """Run a command line in this process; return its exit code, stdout and stderr."""
+    from precsim.cli import main
+
+    def run(*words, columns=100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit) as ended:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def narrow(call):
+    """As `call`, on a terminal of 80 columns, into which all that is meant for people must fit."""
+
+    def run(*words, columns=80):
+        code, out, err = call(*words, columns=columns)
+        assert out.isascii() or "─" in out
+        if "--json" not in words:
+            assert max(map(len, out.splitlines()), default=0) <= columns
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
 def cupy(request, monkeypatch):
     """The module of the device: CuPy with --backend cupy, else its stand-in."""
     if request.config.getoption("--backend") != "cupy":

@@ -10,24 +10,9 @@ import sys
 import pytest
 
 import precsim as ps
-from precsim.cli import main
 
 SMALL = ["--set", "data=reverse", "--set", "context=16", "--set", "width=16", "--set", "heads=2",
          "--set", "layers=1", "--set", "batch=4"]  # fmt: skip
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command line in this process: its exit code, stdout and stderr."""
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def call(*args):
-        with pytest.raises(SystemExit) as stopped:
-            main(list(args))
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return call
 
 
 def process(*args, env):
@@ -37,16 +22,16 @@ def process(*args, env):
     return subprocess.run(command, capture_output=True, env=env, timeout=60, check=False)
 
 
-def test_formats_lists_every_format_with_its_largest_value(run):
-    code, out, _ = run("formats")
+def test_formats_lists_every_format_with_its_largest_value(call):
+    code, out, _ = call("formats")
     assert code == 0
     names = [line.split()[0] for line in out.splitlines() if line]
     assert [name for name in names if name in ps.FORMATS] == list(ps.FORMATS)
     assert "65504" in out
 
 
-def test_formats_as_json(run):
-    code, out, _ = run("formats", "--json")
+def test_formats_as_json(call):
+    code, out, _ = call("formats", "--json")
     facts = {fact["name"]: fact for fact in json.loads(out)}
     assert code == 0
     assert facts.keys() == ps.FORMATS.keys()
@@ -55,8 +40,8 @@ def test_formats_as_json(run):
     assert facts["mxfp4"]["scale"] == {"format": "e8m0", "block": "1x32", "rule": "floor"}
 
 
-def test_formats_draws_the_ladder(run, tmp_path):
-    code, out, err = run("formats", "--figure", str(tmp_path / "new" / "ladder"))
+def test_formats_draws_the_ladder(call, tmp_path):
+    code, out, err = call("formats", "--figure", str(tmp_path / "new" / "ladder"))
     assert code == 0
     assert "ladder.png" in err.replace("\n", "")
     assert "ladder" not in out
@@ -65,16 +50,16 @@ def test_formats_draws_the_ladder(run, tmp_path):
     ]  # fmt: skip
 
 
-def test_num_takes_a_number_apart(run):
-    code, out, _ = run("num", "0.1", "--format", "e4m3")
+def test_num_takes_a_number_apart(call):
+    code, out, _ = call("num", "0.1", "--format", "e4m3")
     assert code == 0
     for part in ("0.1015625 (normal)", "0  0011", "101", "0x1d", "2^(3 - 7) x (1 + 5/8)", "1.100|1100",
                  "0.09375 |", "| 0.1015625", "80% of the way", "+0.0015625", "0.2 ulp", "0.25 u", "max 448"):  # fmt: skip
         assert part in out
 
 
-def test_num_reads_decimals_exactly_so_that_fp64_rounds_one_tenth(run):
-    _, out, _ = run("num", "0.1", "--format", "fp64", "--json")
+def test_num_reads_decimals_exactly_so_that_fp64_rounds_one_tenth(call):
+    _, out, _ = call("num", "0.1", "--format", "fp64", "--json")
     found = json.loads(out)[0]
     assert found["exact"] == "1/10"
     assert found["outcome"] == "is rounded"
@@ -86,22 +71,22 @@ def test_num_reads_decimals_exactly_so_that_fp64_rounds_one_tenth(run):
     [("-0.1", -0.1015625), ("-.5", -0.5), ("-inf", "nan"), ("-1/3", -0.34375), ("-0x1p-3", -0.125),
      ("-0.0", -0.0), ("nan", "nan"), ("1e9", "nan"), ("-1e-9", -0.0)],
 )  # fmt: skip
-def test_num_takes_negative_numbers_and_what_is_no_number(run, text, value):
-    code, out, _ = run("num", text, "--format", "e4m3", "--json")
+def test_num_takes_negative_numbers_and_what_is_no_number(call, text, value):
+    code, out, _ = call("num", text, "--format", "e4m3", "--json")
     assert code == 0
     assert repr(json.loads(out)[0]["value"]) == repr(value)
-    code, out, _ = run("num", text, "--format", "e4m3")
+    code, out, _ = call("num", text, "--format", "e4m3")
     assert code == 0
     assert text in out
 
 
-def test_num_compares_formats_and_rounding_modes(run):
-    code, out, _ = run("num", "-0.1", "--format", "fp16", "--format", "bf16", "--format", "mxfp4")
+def test_num_compares_formats_and_rounding_modes(call):
+    code, out, _ = call("num", "-0.1", "--format", "fp16", "--format", "bf16", "--format", "mxfp4")
     assert code == 0
     assert [name in out for name in ("fp16", "bf16", "mxfp4", "-0.0999755859375")] == [True] * 4
     for rounding, draw, value in (("up", "0", 0.1015625), ("down", "0", 0.09375),
                                   ("stochastic", "0.7", 0.1015625), ("stochastic", "0.9", 0.09375)):  # fmt: skip
-        _, out, _ = run(
+        _, out, _ = call(
             "num", "0.1", "--format", "e4m3", "--json", "--rounding", rounding, "--random", draw
         )
         assert json.loads(out)[0]["value"] == value
@@ -109,37 +94,37 @@ def test_num_compares_formats_and_rounding_modes(run):
 
 @pytest.mark.parametrize("name", ps.FORMATS)
 @pytest.mark.parametrize("text", ["0", "1/3", "-1e-60", "1e400", "2"])
-def test_num_has_a_page_for_every_format(run, name, text):
-    code, out, err = run("num", text, "--format", name)
+def test_num_has_a_page_for_every_format(call, name, text):
+    code, out, err = call("num", text, "--format", name)
     assert (code, err) == (0, "")
     assert "value" in out
 
 
-def test_recipes_info_version_and_help(run):
-    assert "fp16_scaled" in run("recipes")[1]
-    assert json.loads(run("recipes", "--json")[1])["fp16"]["loss_scale"] == "none"
-    assert "master copy" in run("recipes", "diff", "apex_O2", "apex_O3")[1]
-    assert json.loads(run("recipes", "diff", "fp16", "fp16", "--json")[1]) == []
-    assert "diff A B" in run("recipes", "diff", "fp16")[2]
-    assert "did you mean half" in run("recipes", "diff", "fp16", "hlf")[2]
-    facts = json.loads(run("info", "--json")[1])
+def test_recipes_info_version_and_help(call):
+    assert "fp16_scaled" in call("recipes")[1]
+    assert json.loads(call("recipes", "--json")[1])["fp16"]["loss_scale"] == "none"
+    assert "master copy" in call("recipes", "diff", "apex_O2", "apex_O3")[1]
+    assert json.loads(call("recipes", "diff", "fp16", "fp16", "--json")[1]) == []
+    assert "diff A B" in call("recipes", "diff", "fp16")[2]
+    assert "did you mean half" in call("recipes", "diff", "fp16", "hlf")[2]
+    facts = json.loads(call("info", "--json")[1])
     assert facts["precsim"] == ps.__version__
     assert {"numpy", "blas", "threads", "cupy", "backend"} <= facts.keys()
-    assert "numpy" in run("info")[1]
-    assert run("--version") == (0, f"{ps.__version__}\n", "")
-    code, out, _ = run("--help")
+    assert "numpy" in call("info")[1]
+    assert call("--version") == (0, f"{ps.__version__}\n", "")
+    code, out, _ = call("--help")
     assert code == 0
     assert all(
         verb in out for verb in ("demo", "train", "resume", "formats", "num", "recipes", "info")
     )
 
 
-def test_train_says_what_the_run_came_to(run):
-    code, out, err = run("train", "--recipe", "bf16", "--steps", "4", *SMALL)
+def test_train_says_what_the_run_came_to(call):
+    code, out, err = call("train", "--recipe", "bf16", "--steps", "4", *SMALL)
     assert code == 0
     assert "bf16" in out
     assert "step 4 of 4" in err
-    code, out, err = run("train", "--recipe", "bf16", "--steps", "4", "--json", *SMALL)
+    code, out, err = call("train", "--recipe", "bf16", "--steps", "4", "--json", *SMALL)
     found = json.loads(out)
     assert err == ""
     assert found["config"]["steps"] == 4
@@ -147,33 +132,33 @@ def test_train_says_what_the_run_came_to(run):
     assert len(found["sample"]) == 160
 
 
-def test_later_sources_win(run, tmp_path):
+def test_later_sources_win(call, tmp_path):
     file = tmp_path / "config.toml"
     file.write_text(
         'steps = 9\nseed = 9\npolicy = "fp32"\ndata = "reverse"\ncontext = 16\nlayers = 1\n'
     )
-    _, out, _ = run("train", str(file), "--recipe", "fp16", "--set", "seed=5", "--set", "steps=5",
+    _, out, _ = call("train", str(file), "--recipe", "fp16", "--set", "seed=5", "--set", "steps=5",
                     "--set", "width=16", "--steps", "1", "--json")  # fmt: skip
     config = json.loads(out)["config"]
     assert (config["steps"], config["seed"]) == (1, 5)
     assert "activations=fp16" in config["policy"]
 
 
-def test_a_run_is_recorded_once_and_can_be_resumed(run, tmp_path):
+def test_a_run_is_recorded_once_and_can_be_resumed(call, tmp_path):
     folder = str(tmp_path / "run")
-    assert run("train", "--steps", "3", "-o", folder, *SMALL)[0] == 0
+    assert call("train", "--steps", "3", "-o", folder, *SMALL)[0] == 0
     assert len((tmp_path / "run" / "steps.jsonl").read_text().splitlines()) == 3
-    code, out, err = run("train", "--steps", "3", "-o", folder, *SMALL)
+    code, out, err = call("train", "--steps", "3", "-o", folder, *SMALL)
     assert (code, out) == (2, "")
     assert "--force" in err
-    assert run("train", "--steps", "2", "-o", folder, "--force", *SMALL)[0] == 0
-    code, out, _ = run("resume", folder, "--json")
+    assert call("train", "--steps", "2", "-o", folder, "--force", *SMALL)[0] == 0
+    code, out, _ = call("resume", folder, "--json")
     assert code == 0
     assert json.loads(out)["summary"]["steps"] == 2
 
 
-def test_a_run_that_diverges_is_a_finding(run):
-    code, out, err = run(
+def test_a_run_that_diverges_is_a_finding(call):
+    code, out, err = call(
         "train", "--set", "policy=fp16", "--set", "lr=1e9", "--steps", "20", *SMALL
     )
     assert code == 1
@@ -210,17 +195,17 @@ def test_a_run_that_diverges_is_a_finding(run):
         (["formats", "--figure", "file.txt/x.png"], "file.txt"),
     ],
 )
-def test_bad_input_gets_one_sentence(run, tmp_path, monkeypatch, args, says):
+def test_bad_input_gets_one_sentence(call, tmp_path, monkeypatch, args, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file.txt").write_text("short")
-    code, out, err = run(*args)
+    code, out, err = call(*args)
     assert (code, out) == (2, "")
     assert says in err
     assert err.startswith("precsim: ")
     assert err.count("\n") == 1
 
 
-def test_a_malformed_config_file_says_where(run, tmp_path):
+def test_a_malformed_config_file_says_where(call, tmp_path):
     file = tmp_path / "config.toml"
     for text, says in (
         ("steps = = 3", "not valid TOML"),
@@ -228,7 +213,7 @@ def test_a_malformed_config_file_says_where(run, tmp_path):
         ("steps = 'x'", "steps must be"),
     ):
         file.write_text(text)
-        code, _, err = run("train", str(file))
+        code, _, err = call("train", str(file))
         assert code == 2
         assert says in err
 
@@ -238,18 +223,18 @@ def test_a_malformed_config_file_says_where(run, tmp_path):
     [(["dmo"], "demo"), (["num"], "value"), (["num", "1", "--formt", "fp16"], "--format"),
      (["train", "--steps", "x"], "--steps")],
 )  # fmt: skip
-def test_bad_usage_is_2_too(run, args, says):
-    code, out, err = run(*args)
+def test_bad_usage_is_2_too(call, args, says):
+    code, out, err = call(*args)
     assert (code, out) == (2, "")
     assert says in err.lower()
 
 
-def test_a_bug_is_3_and_shows_where(run, monkeypatch):
+def test_a_bug_is_3_and_shows_where(call, monkeypatch):
     def broken(*args):
         raise RuntimeError("boom")
 
     monkeypatch.setattr("precsim.show.terminal.formats_table", broken)
-    code, _, err = run("formats")
+    code, _, err = call("formats")
     assert code == 3
     assert "RuntimeError: boom" in err
     assert "bug" in err.splitlines()[-1]
@@ -326,9 +311,8 @@ def test_ctrl_c_stops_a_recorded_run_so_that_it_can_go_on(tmp_path):
     assert "Traceback" not in err
 
 
-def test_help_lists_every_verb_under_a_heading_and_cuts_none_short(run, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = run("--help")
+def test_help_lists_every_verb_under_a_heading_and_cuts_none_short(call):
+    code, out, _ = call("--help", columns=80)
     assert code == 0
     verbs = re.findall(r"^  ([a-z]+)  +[A-Z]", out, re.MULTILINE)
     assert {"demo", "train", "diff", "report", "lesson", "verify", "info"} <= set(verbs)

@@ -30,54 +30,37 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Run a command line in this process: its exit code, stdout and stderr."""
-
-    def run(*args, columns=80):
-        monkeypatch.setenv("COLUMNS", str(columns))
-        with pytest.raises(SystemExit) as stopped:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        assert out.isascii() or "─" in out
-        if "--json" not in args:
-            assert max(map(len, out.splitlines()), default=0) <= columns
-        return stopped.value.code or 0, out, err
-
-    return run
-
-
 @pytest.mark.parametrize("columns", [80, 120])
-def test_show_names_the_op_that_flushes(runs, call, columns):
-    code, out, err = call("show", runs / "bad", "--step", 1, columns=columns)
+def test_show_names_the_op_that_flushes(runs, narrow, columns):
+    code, out, err = narrow("show", runs / "bad", "--step", 1, columns=columns)
     assert (code, err) == (1, f"precsim: first op in trouble: {GUILTY}: 100% flushed to zero\n")
     first = next(line for line in out.splitlines() if line.startswith("gradients"))
     assert first.split()[0] == GUILTY
     assert "______" in first
 
 
-def test_show_has_the_first_op_in_trouble_on_top_of_those_that_follow_from_it(call, tmp_path):
+def test_show_has_the_first_op_in_trouble_on_top_of_those_that_follow_from_it(narrow, tmp_path):
     """A scale beyond fp16's largest overflows in one value, and all that comes after is NaN."""
     policy = str(ps.recipe("torch_amp_fp16").policy)
     config = CONFIG.change(policy=policy, loss_scale=f"dynamic:{2.0**40}:2000")
     ps.train(config, out=tmp_path / "run")
-    _, out, err = call("show", tmp_path / "run", "--step", 0)
+    _, out, err = narrow("show", tmp_path / "run", "--step", 0)
     first = next(line.split()[0] for line in out.splitlines() if line.partition(" ")[0].count("/"))
     assert err.startswith(f"precsim: first op in trouble: {first}: ")
 
 
-def test_show_draws_the_exponents_of_a_single_op_over_the_formats_range(runs, call):
-    code, out, _ = call("show", runs / "bad", "--step", 1, "--op", GUILTY)
+def test_show_draws_the_exponents_of_a_single_op_over_the_formats_range(runs, narrow):
+    code, out, _ = narrow("show", runs / "bad", "--step", 1, "--op", GUILTY)
     assert code == 1
     assert "________----====" in out
     assert "2^-8" in out
-    code, out, _ = call("show", runs / "good", "--step", 1, "--op", "activations/wpe/add")
+    code, out, _ = narrow("show", runs / "good", "--step", 1, "--op", "activations/wpe/add")
     assert code == 0
     assert "times in bf16" in out
 
 
-def test_show_runs_the_step_again_where_it_was_watched_less_closely(runs, call):
-    code, out, _ = call("show", runs / "good", "--step", 1, "--sort", "err_u", "--json")
+def test_show_runs_the_step_again_where_it_was_watched_less_closely(runs, narrow):
+    code, out, _ = narrow("show", runs / "good", "--step", 1, "--sort", "err_u", "--json")
     assert code == 0
     rows = json.loads(out)
     assert rows[0]["err_u"] >= rows[1]["err_u"] > 0
@@ -93,56 +76,56 @@ def test_show_runs_the_step_again_where_it_was_watched_less_closely(runs, call):
         (["--step", 1, "--sort", "nosuch"], "no column 'nosuch' to sort by: expected one of zero"),
     ],
 )
-def test_show_says_what_it_cannot_use(runs, call, words, sentence):
-    code, out, err = call("show", runs / "good", *words)
+def test_show_says_what_it_cannot_use(runs, narrow, words, sentence):
+    code, out, err = narrow("show", runs / "good", *words)
     assert (code, out) == (2, "")
     assert sentence in err
     assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_diff_names_the_first_abnormal_op_and_passes_a_healthy_step(runs, call, columns):
-    code, out, err = call("diff", runs / "bad", "--step", 1, columns=columns)
+def test_diff_names_the_first_abnormal_op_and_passes_a_healthy_step(runs, narrow, columns):
+    code, out, err = narrow("diff", runs / "bad", "--step", 1, columns=columns)
     assert code == 1
     assert err == f"precsim: first abnormal op: {GUILTY}: generated here\n"
     assert "first bit difference: op 0 activations/wpe/add" in out
-    code, out, err = call("diff", runs / "good", "--step", 1, columns=columns)
+    code, out, err = narrow("diff", runs / "good", "--step", 1, columns=columns)
     assert (code, err) == (0, "")
     assert "propagated" not in out
 
 
-def test_diff_against_another_policy_and_another_run(runs, call):
+def test_diff_against_another_policy_and_another_run(runs, narrow):
     words = ("diff", runs / "good", "--step", 1, "--against", UNIFORM, "--op")
-    code, out, _ = call(*words, "gelu", "--json")
+    code, out, _ = narrow(*words, "gelu", "--json")
     assert code == 0
     assert [row["same_bits"] for row in json.loads(out)["rows"]] == [True]
-    updates = json.loads(call(*words, "update/*/sqrt", "--json")[1])["rows"]
+    updates = json.loads(narrow(*words, "update/*/sqrt", "--json")[1])["rows"]
     assert updates
     assert not any(row["same_bits"] for row in updates)  # there the optimizer itself is in bf16
-    code, out, err = call(*words, "apply_update")  # theirs is of masters, that one's of weights
+    code, out, err = narrow(*words, "apply_update")  # theirs is of masters, that one's of weights
     assert (code, out) == (2, "")
     assert "no op of that step matches 'apply_update'" in err
-    code, out, _ = call("diff", runs / "good", runs / "bad", "--step", 1, "--json")
+    code, out, _ = narrow("diff", runs / "good", runs / "bad", "--step", 1, "--json")
     assert code == 1
     found = json.loads(out)
     assert found["first_abnormal"]["path"].startswith("gradients/")
     assert {row["format"] for row in found["rows"]} == {"fp32", "e4m3"}
 
 
-def test_blame_puts_the_guilty_op_first(runs, call):
+def test_blame_puts_the_guilty_op_first(runs, narrow):
     words = ("blame", runs / "bad", "--step", 1, "--op", "gradients/[lh]*")
-    code, out, err = call(*words)
+    code, out, err = narrow(*words)
     assert code == 0
     assert err == "precsim: running the step 10 times, for 4 sites\n"
     rows = [line.split()[0] for line in out.splitlines() if line.startswith("gradients/")]
     assert rows[0] == GUILTY
-    shares = json.loads(call(*words, "--json")[1])["shares"]
+    shares = json.loads(narrow(*words, "--json")[1])["shares"]
     assert [one["site"] for one in shares] == rows
 
 
-def test_search_prints_a_policy_that_meets_the_tolerance(runs, call):
+def test_search_prints_a_policy_that_meets_the_tolerance(runs, narrow):
     words = ("search", runs / "bad", "--step", 1, "--tol", 0.5, "--op", "gradients/*")
-    code, out, _ = call(*words, columns=5000)
+    code, out, _ = narrow(*words, columns=5000)
     assert code == 0
     assert f"  {GUILTY}\n" in out
     printed = out.splitlines()[-1]
@@ -159,33 +142,33 @@ def test_search_prints_a_policy_that_meets_the_tolerance(runs, call):
         (0.1, "nosuch", 2, "no op of that step's gradient matches 'nosuch'"),
     ],
 )
-def test_search_says_why_it_finds_nothing(runs, call, tolerance, op, code, sentence):
+def test_search_says_why_it_finds_nothing(runs, narrow, tolerance, op, code, sentence):
     words = ("search", runs / "bad", "--step", 1, "--tol", tolerance, "--op", op)
-    found, _, err = call(*words, columns=90)
+    found, _, err = narrow(*words, columns=90)
     assert found == code
     assert sentence in err
 
 
-def test_diff_says_what_it_cannot_use(runs, call, tmp_path):
-    code, _, err = call("diff", runs / "good", "--step", 1, "--against", "fp17")
+def test_diff_says_what_it_cannot_use(runs, narrow, tmp_path):
+    code, _, err = narrow("diff", runs / "good", "--step", 1, "--against", "fp17")
     assert code == 2
     assert "'fp17' is no recipe and no policy" in err
-    assert call("diff", tmp_path, "--step", 1)[0] == 2
+    assert narrow("diff", tmp_path, "--step", 1)[0] == 2
     ps.train(CONFIG.change(steps=1, width=4), out=tmp_path / "small")
-    code, _, err = call("diff", runs / "good", tmp_path / "small", "--step", 1)
+    code, _, err = narrow("diff", runs / "good", tmp_path / "small", "--step", 1)
     assert code == 2
     assert "has a model of other sizes" in err
-    assert "has no state before step 9" in call("diff", runs / "good", "--step", 9)[2]
+    assert "has no state before step 9" in narrow("diff", runs / "good", "--step", 9)[2]
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_whatif_finds_the_scale_that_saves_e4m3_from_the_recorded_exponents(runs, call, columns):
-    code, out, err = call("whatif", runs / "bad", "--step", 1, columns=columns)
+def test_whatif_finds_the_scale_that_saves_e4m3_from_the_recorded_exponents(runs, narrow, columns):
+    code, out, err = narrow("whatif", runs / "bad", "--step", 1, columns=columns)
     assert (code, err) == (0, "")
     forward, backward = out.split("backward")
     assert "2^0*" in backward
     assert any(line.split()[:2] == ["bf16", "0%"] for line in forward.splitlines())
-    found = json.loads(call("whatif", runs / "bad", "--step", 1, "--json")[1])["backward"]
+    found = json.loads(narrow("whatif", runs / "bad", "--step", 1, "--json")[1])["backward"]
     e4m3 = next(one for one in found if one["format"] == "e4m3")
     assert e4m3["losses"]["1.0"]["flushed"] > 0.9
     assert e4m3["best"] > 16
@@ -199,9 +182,9 @@ def settings(**changes):
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_step_goes_forwards_and_backwards_and_says_what_broke(call, columns):
+def test_step_goes_forwards_and_backwards_and_says_what_broke(narrow, columns):
     words = settings(policy=E4M3, micro_batches=64)
-    code, out, err = call("step", *words, columns=columns)
+    code, out, err = narrow("step", *words, columns=columns)
     assert code == 1
     assert err.startswith(f"precsim: first op in trouble: {GUILTY}: ")
     lines = out.splitlines()
@@ -209,30 +192,30 @@ def test_step_goes_forwards_and_backwards_and_says_what_broke(call, columns):
     assert "weight_gradients/wte/scatter_add" in out
 
 
-def test_step_stops_at_the_op_in_trouble_and_shows_its_exponents(call):
+def test_step_stops_at_the_op_in_trouble_and_shows_its_exponents(narrow):
     words = settings(policy=E4M3, micro_batches=64)
-    code, out, _ = call("step", *words, "--stop")
+    code, out, _ = narrow("step", *words, "--stop")
     assert code == 1
     assert "update" not in out.splitlines()
     assert "________----====" in out
-    stopped = json.loads(call("step", *words, "--stop", "--json")[1])
+    stopped = json.loads(narrow("step", *words, "--stop", "--json")[1])
     assert stopped[-1]["path"] == GUILTY
     assert not any(row["complaint"] for row in stopped[:-1])
 
 
-def test_a_healthy_step_passes_and_a_forward_overflow_stops_it(call, tmp_path):
-    assert call("step", *settings(policy="fp32"), "--stop")[0] == 0
+def test_a_healthy_step_passes_and_a_forward_overflow_stops_it(narrow, tmp_path):
+    assert narrow("step", *settings(policy="fp32"), "--stop")[0] == 0
     config = tmp_path / "narrow.toml"
     config.write_text('policy = "activations=e2m10:ieee"\n')
-    code, out, err = call("step", config, *settings(), "--stop")
+    code, out, err = narrow("step", config, *settings(), "--stop")
     assert code == 1
     assert "overflowed" in err
     assert "backward" not in out.splitlines()
 
 
-def test_step_says_what_it_cannot_use(call, tmp_path):
+def test_step_says_what_it_cannot_use(narrow, tmp_path):
     for words in (["--recipe", "nosuch"], ["--set", "layers=0"], [tmp_path / "none.toml"]):
-        code, out, err = call("step", *words)
+        code, out, err = narrow("step", *words)
         assert (code, out) == (2, "")
         assert err.startswith("precsim: ")
 
@@ -250,18 +233,18 @@ def test_tables_are_readable_in_ascii_without_colour(runs, monkeypatch):
     assert "?" not in text
 
 
-def test_diff_says_why_a_large_error_of_the_optimizer_is_ok(call, tmp_path):
+def test_diff_says_why_a_large_error_of_the_optimizer_is_ok(narrow, tmp_path):
     """The keys' bias has no gradient but for rounding, and Adam makes that as large as any."""
     policy = str(ps.recipe("torch_amp_fp16").policy)
     ps.train(CONFIG.change(policy=policy, loss_scale="static:1024"), out=tmp_path / "run")
-    _, out, _ = call("diff", tmp_path / "run", "--step", 1)
+    _, out, _ = narrow("diff", tmp_path / "run", "--step", 1)
     assert "judged by what they lose, not by their error" in out
 
 
-def test_diff_says_where_values_stop_being_finite(call, tmp_path):
+def test_diff_says_where_values_stop_being_finite(narrow, tmp_path):
     policy = str(ps.recipe("half").policy)
     ps.train(CONFIG.change(data="zen", policy=policy), out=tmp_path / "half")
-    code, out, err = call("diff", tmp_path / "half", "--step", 0)
+    code, out, err = narrow("diff", tmp_path / "half", "--step", 0)
     assert code == 1
     assert "first not finite: op " in out
     assert "update/wte.weight/div" in err

@@ -1,11 +1,10 @@
 """`precsim lesson`: list, run, notebook, and what they say when something is missing."""
 
 import json
+from functools import partial
 
 import pytest
 from test_course import LESSON
-
-from precsim.cli import main
 
 
 @pytest.fixture
@@ -22,14 +21,8 @@ def course(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def lesson(capsys):
-    def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            main(["lesson", *map(str, words)])
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
+def lesson(call):
+    return partial(call, "lesson")
 
 
 def test_list_and_how_far_one_is(course, lesson):

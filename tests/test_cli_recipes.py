@@ -2,25 +2,10 @@
 
 import json
 
-import pytest
 
-from precsim.cli import main
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            main(list(words))
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
-
-
-def test_measured_numbers_for_a_program(run):
+def test_measured_numbers_for_a_program(call):
     words = ("recipes", "fp32", "half", "--measure", "--steps", "2", "--json")
-    code, out, err = run(*words)
+    code, out, err = call(*words)
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert list(found) == ["fp32", "half"]
@@ -30,9 +15,9 @@ def test_measured_numbers_for_a_program(run):
     assert found["half"]["memory"]["total"] < found["fp32"]["memory"]["total"]
 
 
-def test_measured_table(run, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
-    code, out, err = run("recipes", "torch_amp_bf16", "--measure", "--steps", "1")
+def test_measured_table(call):
+    words = ("recipes", "torch_amp_bf16", "--measure", "--steps", "1")
+    code, out, err = call(*words, columns=160)
     assert code == 0
     assert "micro_batches = 4096" in err
     (line,) = (line for line in out.splitlines() if line.startswith("torch_amp_bf16"))
@@ -40,12 +25,12 @@ def test_measured_table(run, monkeypatch):
     assert "Memory is a model" in " ".join(out.split())
 
 
-def test_wrong_names_and_words_are_told(run):
-    code, _, err = run("recipes", "hlf", "--measure")
+def test_wrong_names_and_words_are_told(call):
+    code, _, err = call("recipes", "hlf", "--measure")
     assert (code, "did you mean half" in err) == (2, True)
-    code, _, err = run("recipes", "half")
+    code, _, err = call("recipes", "half")
     assert (code, "--measure" in err) == (2, True)
-    code, _, err = run("recipes", "--measure", "--steps", "0")
+    code, _, err = call("recipes", "--measure", "--steps", "0")
     assert (code, "at least 1" in err) == (2, True)
-    code, _, err = run("recipes", "--measure", "--text", "no/such/file")
+    code, _, err = call("recipes", "--measure", "--text", "no/such/file")
     assert (code, "no/such/file" in err) == (2, True)

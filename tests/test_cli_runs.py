@@ -11,22 +11,7 @@ import pytest
 from tiny_runs import TINY, Stop, bend_gelu, final, tiny
 
 import precsim as ps
-from precsim.cli import main
 from precsim.runs import files
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command line in this process: its exit code, stdout and stderr."""
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def call(*args):
-        with pytest.raises(SystemExit) as stopped:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture
@@ -39,16 +24,16 @@ def settings():
     return [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
 
 
-def test_train_records_where_it_is_told(run, tmp_path, recorded):
-    assert run("train", *settings(), "-o", tmp_path / "b")[0] == 0
+def test_train_records_where_it_is_told(call, tmp_path, recorded):
+    assert call("train", *settings(), "-o", tmp_path / "b")[0] == 0
     assert final(tmp_path / "b") == final(recorded)
-    code, _, err = run("train", *settings(), "-o", tmp_path / "b")
+    code, _, err = call("train", *settings(), "-o", tmp_path / "b")
     assert code == 2
     assert f"holds a run already: continue it with `precsim resume {tmp_path / 'b'}`" in err
-    assert run("train", *settings(), "-o", tmp_path / "b", "--force")[0] == 0
+    assert call("train", *settings(), "-o", tmp_path / "b", "--force")[0] == 0
 
 
-def test_ctrl_c_exits_with_130_and_the_command_that_goes_on(run, tmp_path, recorded, monkeypatch):
+def test_ctrl_c_exits_with_130_and_the_command_that_goes_on(call, tmp_path, recorded, monkeypatch):
     step = ps.Run.note
 
     def press(self, record, *rest):
@@ -58,50 +43,50 @@ def test_ctrl_c_exits_with_130_and_the_command_that_goes_on(run, tmp_path, recor
 
     with monkeypatch.context() as patch:
         patch.setattr(ps.Run, "note", press)
-        code, out, err = run("train", *settings(), "-o", tmp_path / "b")
+        code, out, err = call("train", *settings(), "-o", tmp_path / "b")
     assert (code, out) == (130, "")
     assert f"continue with `precsim resume {tmp_path / 'b'}`" in err
-    code, out, _ = run("resume", tmp_path / "b", "--json")
+    code, out, _ = call("resume", tmp_path / "b", "--json")
     assert code == 0
     assert json.loads(out)["summary"]["steps"] == 5
     assert final(tmp_path / "b") == final(recorded)
 
 
-def test_check(run, recorded):
-    code, out, err = run("check", recorded)
+def test_check(call, recorded):
+    code, out, err = call("check", recorded)
     assert (code, err) == (0, "")
     assert out.split()[:3] == ["intact", "10", "files,"]
     assert "5 steps, finished" in out
     (recorded / "ckpt/000004.npz").write_bytes(b"")
-    code, out, err = run("check", recorded, "--json")
+    code, out, err = call("check", recorded, "--json")
     assert code == 1
     assert json.loads(out)["problems"] == [
         "ckpt/000004.npz is not what was written: 0 bytes, and its sha256 differs"
     ]
     assert "1 problem in" in err
-    code, out, _ = run("check", recorded)
+    code, out, _ = call("check", recorded)
     assert code == 1
     assert out.startswith("damaged  ckpt/000004.npz")
 
 
-def test_check_of_a_run_that_was_killed(run, tmp_path):
+def test_check_of_a_run_that_was_killed(call, tmp_path):
     def stop(record, rows):
         if record.step == 3:
             raise Stop
 
     with pytest.raises(Stop):
         ps.train(tiny(), out=tmp_path, on_step=stop)
-    code, out, _ = run("check", tmp_path)
+    code, out, _ = call("check", tmp_path)
     assert code == 0
     assert "resumes at step 2" in out
 
 
-def test_replay(run, recorded):
-    code, out, err = run("replay", recorded, "--step", "3")
+def test_replay(call, recorded):
+    code, out, err = call("replay", recorded, "--step", "3")
     assert (code, err) == (0, "")
     assert "step 3: loss" in out
     assert "ops have the hashes that were recorded" in out
-    code, out, _ = run("replay", recorded, "--step", "3", "--op", "head", "--json")
+    code, out, _ = call("replay", recorded, "--step", "3", "--op", "head", "--json")
     assert code == 0
     found = json.loads(out)
     assert found["compared"] > 100
@@ -109,38 +94,38 @@ def test_replay(run, recorded):
     assert found["record"]["step"] == 3
 
 
-def test_a_replay_that_differs_is_a_finding(run, recorded, monkeypatch):
+def test_a_replay_that_differs_is_a_finding(call, recorded, monkeypatch):
     bend_gelu(monkeypatch)
-    code, out, err = run("replay", recorded, "--step", "3")
+    code, out, err = call("replay", recorded, "--step", "3")
     assert code == 1
     assert "did not come out as recorded" in err
     assert "step 3: loss" in out
-    assert run("replay", recorded, "--step", "3", "--no-verify")[0] == 0
+    assert call("replay", recorded, "--step", "3", "--no-verify")[0] == 0
 
 
-def test_fork(run, recorded, tmp_path):
+def test_fork(call, recorded, tmp_path):
     arguments = ["fork", recorded, "--at", "3", "--recipe", "fp16_scaled", "--set", "steps=7"]
-    code, out, _ = run(*arguments, "-o", tmp_path / "b", "--json")
+    code, out, _ = call(*arguments, "-o", tmp_path / "b", "--json")
     assert code == 0
     assert json.loads(out)["config"]["loss_scale"].startswith("dynamic")
     assert [r.step for r in ps.open(tmp_path / "b").records] == [3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("what", ["steps", "ops"])
-def test_export(run, recorded, tmp_path, what):
+def test_export(call, recorded, tmp_path, what):
     stored = ps.open(recorded)
     rows = len(stored.records) if what == "steps" else len(stored.ops())
-    code, out, _ = run("export", recorded, "--what", what)
+    code, out, _ = call("export", recorded, "--what", what)
     table = list(csv.DictReader(io.StringIO(out)))
     assert (code, len(table)) == (0, rows)
-    code, out, _ = run("export", recorded, "--what", what, "--to", "jsonl")
+    code, out, _ = call("export", recorded, "--what", what, "--to", "jsonl")
     lines = [json.loads(line) for line in out.splitlines()]
     assert (code, len(lines)) == (0, rows)
     assert list(lines[0]) == list(table[0])
     if what == "steps":
         assert [float(row["loss"]) for row in table] == stored.steps["loss"].tolist()
         assert table[0]["valid_loss"] == ""
-    code, out, _ = run("export", recorded, "--what", what, "-o", tmp_path / "table.csv")
+    code, out, _ = call("export", recorded, "--what", what, "-o", tmp_path / "table.csv")
     assert (code, out) == (0, "")
     assert len((tmp_path / "table.csv").read_text().splitlines()) == rows + 1
 
@@ -173,16 +158,16 @@ def test_no_cell_is_a_formula():
         ),
     ],
 )
-def test_bad_input_gets_one_sentence(run, recorded, monkeypatch, arguments, message):
+def test_bad_input_gets_one_sentence(call, recorded, monkeypatch, arguments, message):
     monkeypatch.chdir(recorded.parent)
-    code, out, err = run(*arguments)
+    code, out, err = call(*arguments)
     assert (code, out) == (2, "")
     assert message in err
     assert err.startswith("precsim: ")
     assert err.count("\n") == 1
 
 
-def test_a_full_disk_exits_with_3_and_the_command_that_goes_on(run, tmp_path, monkeypatch):
+def test_a_full_disk_exits_with_3_and_the_command_that_goes_on(call, tmp_path, monkeypatch):
     write, calls = os.write, []
 
     def full(file, data):
@@ -192,18 +177,18 @@ def test_a_full_disk_exits_with_3_and_the_command_that_goes_on(run, tmp_path, mo
         return write(file, data)
 
     monkeypatch.setattr(files.os, "write", full)
-    code, out, err = run("train", *settings(), "-o", tmp_path / "b")
+    code, out, err = call("train", *settings(), "-o", tmp_path / "b")
     assert (code, out) == (3, "")
     assert "no room on the disk" in err
     assert f"make room, then `precsim resume {tmp_path / 'b'}`" in err
     assert err.count("precsim: ") == 1
 
 
-def test_a_note_about_another_machine_is_one_line(run, tmp_path, monkeypatch):
+def test_a_note_about_another_machine_is_one_line(call, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "63")
     ps.train(tiny(steps=1), out=tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     monkeypatch.setattr("warnings.filters", [])
-    code, _, err = run("resume", tmp_path)
+    code, _, err = call("resume", tmp_path)
     assert code == 0
     assert "precsim: note: this is not the machine that the run began on (threads: " in err

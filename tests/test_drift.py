@@ -11,7 +11,6 @@ import precsim as ps
 from precsim.analyse.moment import relative_error
 from precsim.analyse.recorded import moment_at
 from precsim.analyse.twins import drifts
-from precsim.cli import main
 from precsim.runs.files import RunError
 from precsim.show import drift_plot, plot
 from precsim.show.heat_plot import heat_map
@@ -193,18 +192,6 @@ def test_looking_at_a_gradient_leaves_delayed_factors_as_the_run_had_them(folder
     moment = moment_at(run, 4)
     expected = relative_error(moment.gradients(), moment.reference())
     assert found.points[2].gradient.rho == pytest.approx(expected, rel=1e-2)
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def run(*args, columns=80):
-        monkeypatch.setenv("COLUMNS", str(columns))
-        with pytest.raises(SystemExit) as stopped:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
 
 
 @pytest.mark.parametrize("columns", [80, 120])

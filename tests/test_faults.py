@@ -12,7 +12,6 @@ from precsim.analyse.moment import REFERENCE, Moment, promote, relative_error
 from precsim.analyse.recorded import moment_at
 from precsim.analyse.trials import Trials
 from precsim.analyse.whole_step import whole_step
-from precsim.cli import main
 from precsim.engine import ops
 from precsim.engine.delayed import Delays
 from precsim.nn import functional, gpt
@@ -200,18 +199,6 @@ def test_a_healthy_run_gives_no_alarm(settings, tmp_path):
     moment = moment_at(run, calm[-1])
     error = relative_error(moment.gradients(), moment.reference())
     assert search.search(moment, 2 * error + 1e-12).keep == ()
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def run(*args):
-        monkeypatch.setenv("COLUMNS", "160")
-        with pytest.raises(SystemExit) as stopped:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
 
 
 def test_the_commands_name_the_swamped_update(swamped, call):

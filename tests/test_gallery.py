@@ -12,7 +12,6 @@ import precsim as ps
 from precsim.analyse.chance import averaged, rounded_by
 from precsim.analyse.moment import relative_error
 from precsim.analyse.recorded import moment_at
-from precsim.cli import main
 from precsim.formats.modes import Rounding
 from precsim.show import gallery, style
 from precsim.show.blame_plot import blame_bars
@@ -40,18 +39,6 @@ def runs(tmp_path_factory):
     bad = ps.train(CONFIG, out=folder / "bad")
     low = CONFIG.change(policy=str(ps.Policy.parse("bf16")), observe="counts")
     return {"bad": bad, "low": ps.train(low, out=folder / "low")}
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def run(*args):
-        monkeypatch.setenv("COLUMNS", "100")
-        with pytest.raises(SystemExit) as stopped:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
 
 
 def test_errors_that_were_not_recorded_are_no_empty_picture(call, tmp_path):

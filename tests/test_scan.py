@@ -10,7 +10,6 @@ import pytest
 import precsim as ps
 from precsim.analyse.recorded import moment_at
 from precsim.analyse.scan import Row, headroom, in_format, plateau, scan_formats, scan_scales
-from precsim.cli import main
 
 CONFIG = ps.TrainConfig(
     data="reverse", layers=1, heads=2, width=16, context=16, batch=4, steps=6, eval_every=6,
@@ -130,22 +129,8 @@ def test_an_unknown_format_is_refused(moment):
         scan_formats(moment, ["fp99"])
 
 
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def run(*args, columns=80):
-        monkeypatch.setenv("COLUMNS", str(columns))
-        with pytest.raises(SystemExit) as stopped:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        if "--json" not in args:
-            assert max(map(len, out.splitlines()), default=0) <= columns
-        return stopped.value.code or 0, out, err
-
-    return run
-
-
-def test_command_line_marks_the_runs_own_scale_and_says_what_is_wrong_with_it(runs, call):
-    code, out, err = call("scan", runs / "seed_mixed", "--step", 5)
+def test_command_line_marks_the_runs_own_scale_and_says_what_is_wrong_with_it(runs, narrow):
+    code, out, err = narrow("scan", runs / "seed_mixed", "--step", 5)
     assert (code, err) == (0, "")
     own = next(line for line in out.splitlines() if line.startswith("2^0 *"))
     assert own.split()[-1] != "finite"
@@ -156,16 +141,16 @@ def test_command_line_marks_the_runs_own_scale_and_says_what_is_wrong_with_it(ru
     assert "the run's own, 1 (*), is too small" in out
 
 
-def test_command_line_tries_formats(runs, call):
-    code, out, _ = call("scan", runs / "torch_amp_fp16", "--step", 5, "--formats")
+def test_command_line_tries_formats(runs, narrow):
+    code, out, _ = narrow("scan", runs / "torch_amp_fp16", "--step", 5, "--formats")
     assert code == 0
     assert any(line.split()[:1] == ["bf16"] for line in out.splitlines())
     assert "int8:row: no format among" in " ".join(out.split())
-    code, out, _ = call("scan", runs / "seed_mixed", "--step", 5, "--json")
+    code, out, _ = narrow("scan", runs / "seed_mixed", "--step", 5, "--json")
     assert (code, len(json.loads(out))) == (0, 41)
 
 
-def test_command_line_refuses_a_step_that_is_not_there(runs, call):
-    code, _, err = call("scan", runs / "seed_mixed", "--step", 77)
+def test_command_line_refuses_a_step_that_is_not_there(runs, narrow):
+    code, _, err = narrow("scan", runs / "seed_mixed", "--step", 77)
     assert code == 2
     assert "no state before step 77" in err

@@ -8,7 +8,6 @@ import pytest
 import precsim as ps
 from precsim.analyse.recorded import moment_at
 from precsim.analyse.timeline import timeline
-from precsim.cli import main
 
 SMALL = {"data": "reverse", "context": 16, "width": 16, "layers": 1, "heads": 2, "batch": 4}
 FP16 = "weights=fp16 activations=fp16 gradients=fp16 weight_gradients=fp16 master_weights=fp32"
@@ -88,24 +87,13 @@ def test_a_scale_that_was_chosen_below_1_has_not_fallen(tmp_path):
     assert alarm.startswith("the loss scale is 0.25 from the start")
 
 
-@pytest.fixture
-def run(capsys):
-    def call(*words):
-        with pytest.raises(SystemExit) as ended:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
-
-
-def test_command(run, backward, forward, tmp_path):
-    code, out, _ = run("scale", backward.path)
+def test_command(call, backward, forward, tmp_path):
+    code, out, _ = call("scale", backward.path)
     assert code == 0
     assert "finding its scale" in out
-    code, out, err = run("scale", forward.path, "--json")
+    code, out, err = call("scale", forward.path, "--json")
     assert code == 1
     assert "below 1" in err
     assert json.loads(out)["skips"][0]["path"] == "activations/blocks.0.ln1/layer_norm"
-    code, _, err = run("scale", tmp_path)
+    code, _, err = call("scale", tmp_path)
     assert (code, len(err.strip().splitlines())) == (2, 1)

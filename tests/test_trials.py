@@ -13,7 +13,6 @@ from precsim.analyse import search as searching
 from precsim.analyse.moment import relative_error
 from precsim.analyse.recorded import moment_at
 from precsim.analyse.trials import Trials
-from precsim.cli import main
 from precsim.runs.config import read
 
 E4M3 = (
@@ -28,18 +27,6 @@ CONFIG = ps.TrainConfig(
 @pytest.fixture
 def run(tmp_path):
     return ps.train(CONFIG, out=tmp_path / "run")
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def run(*args):
-        monkeypatch.setenv("COLUMNS", "5000")
-        with pytest.raises(SystemExit) as stopped:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return run
 
 
 class Enough(Exception):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from precsim.engine import ops
 from precsim.engine.context import using
@@ -102,7 +103,7 @@ def memory(config: TrainConfig, corpus: Corpus) -> Memory:
     return found
 
 
-def _owner(array: Any) -> Any:
+def _owner(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return the array that owns the memory which a view looks at."""
     while isinstance(array.base, np.ndarray):
         array = array.base

@@ -30,6 +30,7 @@ from precsim.show.style import power, share
 from precsim.show.terminal import console
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TITLES = {True: "One step, and the ops that fare worst", False: "One step: no op is in trouble"}
@@ -186,7 +187,7 @@ def _scale(scale: float) -> str:
     return power(exponent) if exponent == int(exponent) and scale != 1 else f"{scale:g}"
 
 
-def _bar(axes: Any, place: int, health: Health) -> None:
+def _bar(axes: Axes, place: int, health: Health) -> None:
     left = 0.0
     for kind in KINDS:
         part = getattr(health, kind)

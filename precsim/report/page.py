@@ -27,6 +27,7 @@ from precsim.observe.counters import LOWEST, OpCounts
 from precsim.report.collect import Collected, hue
 from precsim.runs.files import RunError
 from precsim.runs.lines import dump
+from precsim.runs.results import StepRecord
 from precsim.show.drift_table import sentences
 from precsim.show.html import COLOURS, HEADINGS, cells, key, trouble
 from precsim.show.ranges import format_range
@@ -201,7 +202,7 @@ def _op(place: list[Any], columns: dict[str, Any], row: int) -> Op:
     return Op(counts, float("nan") if error is None else error)
 
 
-def _static_steps(run: Collected) -> list[Any]:
+def _static_steps(run: Collected) -> list[StepRecord]:
     every = max(1, len(run.records) // STATIC_STEPS)
     last = len(run.records) - 1
     return [r for n, r in enumerate(run.records) if n % every == 0 or n == last]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -179,5 +178,5 @@ def make_optimizer(config: TrainConfig, parameters: Tensors) -> optim.Optimizer:
     return make(parameters, lr, (config.beta1, config.beta2), config.eps, decay, kahan=kahan)
 
 
-def _times(x: Any, factor: float) -> Any:
+def _times(x: Tensor, factor: float) -> Tensor:
     return x if factor == 1 else ops.mul(x, factor)

@@ -22,13 +22,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
+from precsim.formats.format import Format
 from precsim.formats.modes import Overflow, Rounding
 from precsim.formats.quantize import quantize
 from precsim.formats.registry import AnyFormat, element_of
 from precsim.formats.registry import format as resolve
-from precsim.proofs.tables import places, table
+from precsim.proofs.tables import Table, places, table
 from precsim.show import plot
 from precsim.show.canvas import LIGHT, QUIET, RC, WIDTH, Data, new_axes
+from precsim.show.ranges import Floats
 from precsim.show.style import look
 
 INK = "#222222"
@@ -39,7 +41,7 @@ MOST_LISTED = 8
 ALL_MODES = tuple(mode for mode in Rounding if mode is not Rounding.STOCHASTIC)
 
 
-def _narrow(spec: str | AnyFormat) -> Any:
+def _narrow(spec: str | AnyFormat) -> Format:
     """Return a format's element; raise where its values would be one grey bar."""
     fmt = element_of(resolve(spec))
     if fmt.bits > MOST_LISTED or not fmt.has_zero:
@@ -50,7 +52,7 @@ def _narrow(spec: str | AnyFormat) -> Any:
 
 def number_line_data(formats: Sequence[str | AnyFormat] = ("int4", "e2m1", "e2m3")) -> Data:
     """Return the non-negative values of formats of up to 8 bits, for `number_line`."""
-    rows = []
+    rows: list[Data] = []
     for fmt in map(_narrow, formats):
         values = [v for v in fmt.values() if v >= 0]
         normal = 0.0 if fmt.is_integer else fmt.smallest_normal
@@ -144,7 +146,9 @@ def staircase_data(
     }  # fmt: skip
 
 
-def _half(rows: Any, mode: Rounding, negative: bool, top: float | None) -> tuple[Any, Any, Any]:
+def _half(
+    rows: Table, mode: Rounding, negative: bool, top: float | None
+) -> tuple[list[float], list[bool], list[float | None]]:
     """Return places, what happens at them, and values, of magnitudes; those at infinity left out."""
     place, up = places(rows, mode, negative)
     values = [*rows.values[:-1].tolist(), top]
@@ -252,7 +256,7 @@ def _corners(
     return x, y
 
 
-def _tooth(left: float, right: float, value: float) -> tuple[Any, Any]:
+def _tooth(left: float, right: float, value: float) -> tuple[Floats, Floats]:
     """Return points of the relative error between two ends of a step; at 0 that of its side."""
     x = np.union1d(np.linspace(left, right, 65), np.clip(value, left, right))
     x = np.where(x == 0, np.finfo(float).tiny, x)

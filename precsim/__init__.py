@@ -2,7 +2,7 @@
 
 A small transformer is trained in NumPy, and every tensor operation, forward, backward and update,
 is computed wide and rounded once to an emulated number format.  The names below are the public
-surface; those that look into a run, or draw it, are loaded when they are first used.
+surface; those that look into a run, draw it, or test formats, are loaded when they are first used.
 """
 
 __version__ = "0.1.0"  # first: parts of the package write it into what they make
@@ -42,6 +42,7 @@ from precsim.runs.train import Run, resume, train
 from precsim.show.observed import observe  # over the package of that name, whose parts stay there
 
 if TYPE_CHECKING:
+    from precsim import testing
     from precsim.analyse.ask import blame, diff, search
     from precsim.analyse.twins import drifts as drift
     from precsim.show import plot
@@ -102,6 +103,7 @@ __all__ = [
     "scope",
     "search",
     "tensor",
+    "testing",
     "train",
     "using",
 ]
@@ -118,8 +120,9 @@ _LATER = {
     "figure": ("precsim.show.gallery", "draw"),
     "plot": ("precsim.show.plot", ""),
     "search": ("precsim.analyse.ask", "search"),
+    "testing": ("precsim.testing", ""),
 }
-"""Names that are loaded when they are first used: name -> module, and its name there ("": all of it)."""
+"""Names that are loaded when they are first used: name -> module, its name there ("": all of it)."""
 
 
 def __dir__() -> list[str]:

@@ -13,6 +13,7 @@ from precsim.formats.storage import stored_bytes
         ("fp32", (3, 5), np.zeros((3, 5), np.float32).nbytes),
         ("fp16", (3, 5), np.zeros((3, 5), np.float16).nbytes),
         ("fp64", (), 8),
+        ("e8m8", (3,), 12),  # 17 bits are one too many for 16
         ("tf32", (4,), 16),  # a tf32 lies in a float32's 32 bits
         ("e4m3", (3, 5), 15),
         ("e2m1", (3, 5), 8),  # 15 codes of 4 bits, two to a byte

@@ -47,7 +47,7 @@ class Known(Protocol):
 
 
 @dataclass
-class _Trials:
+class _Evaluator:
     """Evaluates sets of sites, remembering each answer."""
 
     moment: Moment
@@ -96,13 +96,13 @@ def search(
         raise ValueError(msg)
     candidates = list(sites or moment.sites())
     cache: dict[frozenset[str], float] = {}
-    trials = _Trials(moment, tolerance, to, cache if known is None else known, on_trial)
-    low, high = trials.error([]), trials.error(candidates)
+    trial = _Evaluator(moment, tolerance, to, cache if known is None else known, on_trial)
+    low, high = trial.error([]), trial.error(candidates)
 
     def outcome(keep: list[Site], reason: str = "") -> Found:
         policy = promote(moment.policy, keep, to) if not reason else None
-        error = trials.error(keep)
-        return Found(tuple(keep), error, tolerance, low, high, trials.ran, policy, reason)
+        error = trial.error(keep)
+        return Found(tuple(keep), error, tolerance, low, high, trial.ran, policy, reason)
 
     if low <= tolerance:
         return outcome([], f"all sites low already meet the tolerance ({low:.3g})")
@@ -111,7 +111,7 @@ def search(
             [],
             f"all sites high still miss the tolerance ({high:.3g}): no set of sites can meet it",
         )
-    return outcome(_minimise(candidates, trials.passes))
+    return outcome(_minimise(candidates, trial.passes))
 
 
 def _minimise(sites: list[Site], passes: Callable[[list[Site]], bool]) -> list[Site]:

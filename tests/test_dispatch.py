@@ -93,6 +93,15 @@ def test_a_cast_is_an_event_only_where_the_format_changes(policy, named):
     assert [e.format.name for e in casts[1:]] == ["e4m3"] * (1 if policy == "fp16" else 3)
 
 
+def test_a_cast_reads_its_target_as_a_policy_does():
+    x = ps.tensor([1000.0, -0.3])
+    assert ps.ops.cast(x, to="e4m3:saturate").numpy().tolist() == [448.0, -0.3125]
+    with pytest.raises(ValueError, match="unknown format 'fp17'"):
+        ps.ops.cast(x, to="fp17")
+    with pytest.raises(TypeError, match="cast: expected to=, a precision such as"):
+        ps.ops.cast(x)
+
+
 def test_a_cast_passes_its_gradient_straight_through_what_it_saturated():
     def program():
         x = ps.tensor([1000.0, 1.06, 1e-9], requires_grad=True)

@@ -17,6 +17,15 @@ def test_a_tensor_becomes_an_array_where_that_is_said_and_nowhere_else():
     assert len(t) == 2
 
 
+def test_a_shape_is_given_as_numpy_takes_it():
+    x = ps.tensor(np.arange(6.0), requires_grad=True)
+    for y in (x.reshape(2, 3), x.reshape((2, 3)), x.reshape(-1, 3)):
+        np.testing.assert_array_equal(y.numpy(), np.arange(6.0).reshape(2, 3))
+    assert x.reshape(2, 3).reshape(-1).shape == x.reshape((2, 3)).reshape((-1,)).shape == (6,)
+    with pytest.raises(ValueError, match=r"shape \(4,2\)"):
+        x.reshape((4, 2))
+
+
 def test_a_tensor_of_one_element_is_as_true_as_its_number():
     assert not ps.tensor(0.0)
     assert ps.tensor([[-2.0]])

@@ -146,11 +146,15 @@ def _decide_cast(x: Tensor, params: dict[str, Any], context: Context) -> Decisio
     """
     target, policy = params.get("to"), context.policy
     if target is None:
+        if "like" not in params:
+            msg = "cast: expected to=, a precision such as 'e5m2:saturate', or like=, a format"
+            raise TypeError(msg)
         as_before = Tensor(x.data, params["like"], origin=x.origin)
         decision = policy.decide("cast", "cast", context.role, context.scope, (as_before,))
         return None if decision.format == x.format else decision
-    fmt = policy.resolve(target, (x.format,))
-    return None if fmt is x.format or fmt == x.format else Decision((None,), target, fmt, None)
+    wanted = Precision.parse(target)
+    fmt = policy.resolve(wanted, (x.format,))
+    return None if fmt is x.format or fmt == x.format else Decision((None,), wanted, fmt, None)
 
 
 def _cast(inputs: tuple[Tensor, ...], decision: Decision) -> tuple[Tensor, ...]:

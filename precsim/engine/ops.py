@@ -128,6 +128,7 @@ def cast(m: Arithmetic, x: Array, to: Any = None, like: Any = None) -> Array:
     """Change the format: to the precision `to`, or (a gradient) as the policy says, else `like`.
 
     Its gradient goes straight through, saturated values included, back to the operand's format.
+    Raises `TypeError` without either, `ValueError` for a precision that there is not.
     """
     return x
 

@@ -107,9 +107,10 @@ class Tensor:
         """Return the same values, cut off from the tape."""
         return Tensor(self.data, self.format)
 
-    def reshape(self, *shape: int) -> Tensor:
-        """Return the values in another shape (no rounding)."""
-        return OPS["reshape"].call(self, shape=shape)
+    def reshape(self, *shape: int | tuple[int, ...]) -> Tensor:
+        """Return the values in another shape, ``(2, 3)`` or ``2, 3`` (no rounding)."""
+        sizes = shape[0] if shape and isinstance(shape[0], tuple) else shape
+        return OPS["reshape"].call(self, shape=sizes)
 
     def swapaxes(self, first: int, second: int) -> Tensor:
         """Return the tensor with two axes exchanged (no rounding)."""

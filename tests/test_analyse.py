@@ -189,6 +189,17 @@ def test_what_if_agrees_with_rounding_the_values(name, scale):
     assert lost.overflowed == pytest.approx(np.mean(beyond), abs=edge)
 
 
+def test_what_if_places_each_binade_where_numpy_rounds_its_values():
+    for exponent in range(-30, 20):
+        histogram = np.zeros(HIGHEST - LOWEST + 1, int)
+        histogram[exponent - LOWEST] = 1
+        with np.errstate(over="ignore"):
+            rounded = np.float16(1.5 * 2.0**exponent)
+        want = whatif.Loss(rounded == 0, 0 < rounded < 2.0**-14, np.isinf(rounded))
+        assert whatif.what_if(histogram, ps.format("fp16")) == want, exponent
+        assert whatif.what_if(np.roll(histogram, -3), ps.format("fp16"), 8.0) == want, exponent
+
+
 def test_what_if_needs_a_histogram_and_a_power_of_two():
     with pytest.raises(ValueError, match="histogram"):
         whatif.what_if(OpCounts(), ps.format("fp16"))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import zipfile
+import zlib
 from contextlib import suppress
 
 import numpy as np
@@ -41,6 +42,22 @@ def test_a_changed_byte_of_a_line_is_found(entry, data):
     byte = data.draw(st.integers(0, 255).filter(lambda b: b != line[place]))
     with pytest.raises(DamagedError):
         decode_line(line[:place] + bytes([byte]) + line[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("line", "means"),
+    [
+        (b'{"a": 1,"crc":"CRC"}', b'{"a":1}'),
+        (b'{"crc":"CRC","a":1}', b'{"a":1}'),
+        (b'{"\\u0061":1,"crc":"CRC"}', b'{"a":1}'),
+        (b'{"a":1.0e0,"crc":"CRC"}', b'{"a":1.0}'),
+    ],
+)
+def test_there_is_one_way_only_to_write_a_line(line, means):
+    """The checksum fits what these mean, but they are not what was written."""
+    line = line.replace(b"CRC", f"{zlib.crc32(means):08x}".encode())
+    with pytest.raises(DamagedError, match="does not fit the line"):
+        decode_line(line)
 
 
 @given(ENTRIES, st.data())

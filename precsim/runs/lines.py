@@ -65,7 +65,7 @@ def decode_line(line: bytes) -> dict[str, Any]:
         raise DamagedError(msg)
     crc = entry.pop("crc")
     try:
-        same = crc == _crc(dump(entry)) and encode_line(entry) == line + b"\n"
+        same = encode_line(entry) == line + b"\n"
     except ValueError:  # 1e999 is an infinity
         same = False
     if not same:

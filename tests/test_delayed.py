@@ -122,3 +122,11 @@ def test_it_is_written_and_read():
     for text in ("max@1024", "most_recent@16-2", "max@1-1"):
         assert str(Delayed.parse(text)) == text
     assert Delayed.parse("max") == Delayed() == Delayed("max", 1024, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"algorithm": "mean"}, {"length": 0}, {"margin": -1}, {"margin": 64}], ids=str
+)
+def test_what_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match="expected max or most_recent, a length of 1 or more"):
+        Delayed(**wrong)

@@ -215,6 +215,15 @@ def test_what_each_check_takes_for_overflow(check, seen):
         assert finite == (name not in seen), name
 
 
+@pytest.mark.parametrize("text", ["none", "static:1024", *PRESETS])
+def test_unscaling_divides_by_the_scale_and_multiplies_by_what_it_is_told(text):
+    scaler = scaling.parse(text)
+    scaled = {"w": ps.tensor([3.0 * scaler.scale, -scaler.scale])}
+    gradients, finite = scaling.unscale(scaler, scaled, 8.0)
+    assert gradients["w"].numpy().tolist() == [24.0, -8.0]
+    assert finite
+
+
 @pytest.mark.parametrize(
     ("name", "power", "finite", "unscaled"),
     [

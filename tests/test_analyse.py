@@ -140,9 +140,15 @@ def test_drift_with_values_that_are_not_finite_is_undefined(bad):
 
 def test_drift_of_zero_and_empty_gradients():
     zero = {"w": np.zeros(2)}
-    assert drift.compare(zero, zero, u=1.0).rho == 0
-    assert drift.compare({"w": np.ones(2)}, zero, u=1.0).rho == math.inf
-    assert drift.compare({}, {}, u=1.0).rho == 0
+    none = drift.Drift(rho=0, rho_u=0, angle=0, ratio=1, bias=0, spread=0)
+    assert drift.compare(zero, zero, u=1.0) == drift.compare({}, {}, u=1.0) == none
+    far = drift.compare({"w": np.ones(2)}, zero, u=1.0)
+    assert (far.rho, far.rho_u, far.ratio, far.spread) == (math.inf,) * 4
+    lost = drift.compare(zero, {"w": np.array([3.0, 4.0])}, u=0.25)  # the error is all of it
+    assert (lost.rho, lost.rho_u, lost.ratio, lost.bias, lost.spread) == pytest.approx(
+        (1, 4, 0, -1, 0)
+    )
+    assert lost.angle == pytest.approx(math.pi / 2)
 
 
 def test_the_split_is_exact_and_a_twin_at_the_same_place_has_not_moved(trained):

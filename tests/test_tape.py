@@ -5,6 +5,7 @@ import pytest
 
 import precsim as ps
 from precsim.backend import array_module, to_numpy
+from precsim.nn.parameter import stored
 
 
 def leaf(shape):
@@ -70,6 +71,24 @@ def test_pieces_of_several_formats_are_cast_before_they_are_put_together():
     assert fmt == "fp32"
     assert found.tolist() == [[1.0] * 3, [1.0] * 3]  # 1.125 on e5m2's grid is 1, a tie to even
     assert back == ["cast", "mul", "cast"]  # of the loss, and of what came back in e5m2
+
+
+@pytest.mark.parametrize("of_weights", ["widest", "fp32"])
+@pytest.mark.parametrize("of_others", ["widest", "fp32"])
+def test_each_kind_of_gradient_follows_or_does_not(of_others, of_weights):
+    policy = ps.Policy(
+        weights="fp16", activations="fp16", gradients=of_others, weight_gradients=of_weights
+    )
+    counters = ps.Counters(histograms=False)
+    with ps.using(policy):
+        w, x = stored(np.ones((2, 2)), "w"), ps.tensor(np.ones((1, 2)), requires_grad=True)
+        with ps.using(observers=[counters]):
+            (ps.ops.exp(x) @ w).sum().backward()
+    wanted = {"weight_gradients": of_weights, "gradients": of_others}
+    for role, named in wanted.items():
+        seen = [row.format for row in counters.rows if row.role == role]
+        assert seen[-1] == ("fp16" if named == "widest" else "fp32")
+        assert named == "widest" or set(seen) == {"fp32"}
 
 
 def test_gradients_follow_their_tensor_where_the_policy_says_widest():

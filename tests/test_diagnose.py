@@ -31,6 +31,12 @@ def test_counts_of_blocks_made_by_hand():
     assert str(found).startswith("mxfp4: 5 blocks, 20.0% clip (at most 2 values of one); 40.0% of")
 
 
+def test_what_lies_half_a_step_beyond_the_largest_is_rounded_and_not_clipped():
+    """The largest of e2m1 is 6, its step there 2; the block's scale is 1, by OCP's floor rule."""
+    counts = [int(ps.diagnose([x, -x], "mxfp4").clipped.sum()) for x in (6.5, 7.0, 7.0001, 7.5)]
+    assert counts == [0, 0, 2, 2]
+
+
 def test_rules_trade_clipping_for_unused_binades():
     x = np.random.default_rng(0).standard_normal((256, 64))
     floor, ceil, rceil = (diagnose(x, f"mxfp4:{rule}") for rule in ("floor", "ceil", "rceil"))

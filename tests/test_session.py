@@ -19,14 +19,15 @@ def test_a_claim_that_holds_is_remembered(session, capsys):
     assert (claim.claim, claim.holds, claim.measured, claim.source) == (
         "two and two make four", True, 4, "Peano",
     )  # fmt: skip
-    assert "two and two make four  (measured 4)" in capsys.readouterr().out
+    assert capsys.readouterr().out == "holds    two and two make four  (measured 4)\n"
 
 
 @pytest.mark.parametrize("wrong", [False, 0, np.float64("nan") > 0, np.array([True, False])])
-def test_a_claim_that_fails_says_what_was_measured(session, wrong):
+def test_a_claim_that_fails_says_what_was_measured(session, wrong, capsys):
     with pytest.raises(LessonError, match=r"does not hold: it is so; measured: 0\.25"):
         check("it is so", wrong, measured=0.25)
     assert not session.checks[0].holds
+    assert capsys.readouterr().out == "FAILS    it is so  (measured 0.25)\n"
 
 
 @pytest.mark.parametrize(

@@ -396,3 +396,28 @@ def test_policy_strings_round_trip(mode):
 def test_errors_teach(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("beside", [1.0, 1e30, math.nan])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("mode", "x", "word"),
+    [
+        # The first 24 bits of the word are those of the distance; the last 8 decide.
+        ("stochastic", 256_200 * 2.0**-41, 256_200),
+        # n bits of 0.75 are 0.75 * 2^n: with half a step more they need one bit more than n.
+        *((f"stochastic_{v}{n}", 1 + 0.75 / 8, 3 << 30) for v in "abc" for n in (23, 24, 25, 32)),
+    ],
+)
+def test_words_beside_the_edge_go_where_fractions_say(mode, x, word, dtype, beside):
+    """Beside an overflow, or a NaN, a block goes another way; the bits are the same."""
+    step = 1 << 32 - (getattr(rounding_mode(mode), "bits", None) or 32)
+    near = np.array([word + step * k for k in (-2, -1, 0, 1, 2)] + [0], np.uint32)
+    inputs = np.array([x] * 5 + [beside], dtype)
+    assert (inputs[:5] == x).all()
+
+    def rounded(values):
+        return quantize(values, "e4m3", mode, random=near).astype(np.float64)
+
+    testing.check_rounding(rounded, "e4m3", mode, inputs=inputs, random=near)
+    assert np.unique(rounded(inputs)[:5]).size == 2  # the edge is among them

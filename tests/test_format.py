@@ -216,3 +216,17 @@ def test_fixed_point_that_cannot_be_is_refused(spec):
 def test_what_is_no_text_is_no_format(spec):
     with pytest.raises(TypeError, match="the name of one, such as 'e4m3'"):
         format(spec)
+
+
+@pytest.mark.parametrize("subnormals", [True, False])
+def test_without_a_zero_the_smallest_normal_value_stands_for_all_below_it(subnormals):
+    # Codes 0000 .. 1110 are 2^(E - 1) (1 + M/4): 0.5, 0.625, ... 6; there is nothing below 0.5.
+    fmt = Format("x", 2, 2, "fn", bias=1, signed=False, has_zero=False, subnormals=subnormals)
+    assert fmt.values() == [2.0**e * (1 + m / 4) for e in range(-1, 3) for m in range(4)][:-1]
+    x = np.array([0.0, 1e-30, 0.125, 0.3, 0.375, 0.49])
+    for mode in ("nearest", "nearest_away", "toward_zero", "up", "down", "to_odd"):
+        assert ps.quantize(x, fmt, mode).tolist() == [0.5] * 6
+        assert [ps.exact.round(v, fmt, mode) for v in x.tolist()] == [0.5] * 6
+    assert ps.prob_up(x, fmt).tolist() == [1.0] * 6
+    assert [ps.exact.prob_up(v, fmt) for v in x.tolist()] == [1] * 6
+    assert ps.prob_up(fmt.values(), fmt).tolist() == [0.0] * 15

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from precsim import testing
+import precsim as ps
+from precsim import backend, testing
 from precsim.formats import exact
 from precsim.formats.quantize import quantize
 
@@ -21,6 +22,44 @@ def test_out_may_be_new_given_or_the_input_itself(name):
     testing.assert_same(out, want, x)
     assert quantize(x, name, out=x) is x
     testing.assert_same(x, want, before)
+
+
+@pytest.mark.parametrize("tier", ["numpy", "numba"])
+@pytest.mark.parametrize("fmt", ["e4m3", "bf16", "mxfp4", "int8:row"])
+@pytest.mark.parametrize("ahead", [-7, 0, 1, 64])
+def test_out_may_overlap_the_input(fmt, ahead, tier):
+    if tier == "numba":
+        pytest.importorskip("numba")
+    n = 40_000  # more than one block of the cache
+    buffer = np.random.default_rng(0).standard_normal(n + 128).astype(np.float32)
+    x, out = buffer[64 : 64 + n], buffer[64 + ahead : 64 + ahead + n]
+    with backend.tier(tier):
+        want = quantize(x.copy(), fmt)
+        quantize(x, fmt, out=out)
+    np.testing.assert_array_equal(out, want)
+
+
+@pytest.mark.parametrize("tier", ["numpy", "numba"])
+@pytest.mark.parametrize("fmt", ["bf16", "mxfp4"])
+def test_out_that_is_read_only_or_no_array_is_refused_and_left_alone(fmt, tier):
+    if tier == "numba":
+        pytest.importorskip("numba")
+    x, out = np.full(5, 1.2, np.float32), np.zeros(5, np.float32)
+    out.flags.writeable = False
+    with backend.tier(tier):
+        with pytest.raises(ValueError, match="read-only"):
+            quantize(x, fmt, out=out)
+        with pytest.raises(ValueError, match=r"out must be C-contiguous .* got \[0\]"):
+            quantize(x, fmt, out=[0])
+    assert not out.any()
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_float64_cannot_hold_is_converted_without_a_warning():
+    signalling = np.array([0x7F800001, 0xFF800001], np.uint32).view(np.float32)
+    assert np.isnan(ps.prob_up(signalling, "bf16")).all()
+    beyond = np.array([np.finfo(np.longdouble).max])
+    assert quantize(beyond, "e4m3", overflow="saturate").tolist() == [448.0]
 
 
 def test_every_layout_and_shape_is_rounded():

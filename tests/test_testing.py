@@ -203,3 +203,21 @@ def test_without_hypothesis_the_strategies_say_what_to_install(monkeypatch):
     with pytest.raises(ModuleNotFoundError, match="pip install hypothesis"):
         testing.doubles()
     assert testing.check_idempotent(e4m3, "e4m3") > 5000  # the laws work without
+
+
+def test_laws_hold_a_quantizer_to_what_it_was_given_though_it_works_in_place():
+    def doubles(x):
+        return np.multiply(x, 2.0, out=x)
+
+    x = np.array([1.0, 1.25])
+    with pytest.raises(AssertionError, match="rounding twice"):
+        testing.check_idempotent(doubles, "e4m3", x)
+    with pytest.raises(AssertionError, match=r"1\.0.* gave .*2\.0"):
+        testing.check_rounding(doubles, "e4m3", inputs=x)
+    assert x.tolist() == [1.0, 1.25]
+
+
+def test_a_quantizer_that_returns_a_list_or_nothing_is_judged_like_any_other():
+    assert testing.check_rounding(lambda x: e4m3(x).tolist(), "e4m3")
+    with pytest.raises(AssertionError, match="expected shape"):
+        testing.check_rounding(lambda x: None, "e4m3")

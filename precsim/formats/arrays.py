@@ -34,4 +34,5 @@ def as_float(x: npt.ArrayLike) -> Array:
         raise ValueError(msg)
     if array.dtype in (np.float32, np.float64):
         return array  # type: ignore[no-any-return]
-    return array.astype(np.float64)  # type: ignore[no-any-return]
+    with np.errstate(all="ignore"):  # a long double may be an infinity here
+        return array.astype(np.float64)  # type: ignore[no-any-return]

@@ -153,7 +153,8 @@ def prob_up(
         return Fraction(0)
     steps, spacing, rest = cut(abs(exact(x)), grid)
     away = variant.share(rest)
-    if steps * spacing > grid.max or (steps == 0 and not grid.has_zero):
+    below = steps * spacing < grid.smallest_normal
+    if steps * spacing > grid.max or (below and not grid.has_zero):
         away = Fraction(1)
     elif not grid.subnormals and (steps + 1) * spacing < grid.smallest_normal:
         away = Fraction(0)

@@ -46,7 +46,7 @@ class Format:
     `bias` defaults to the IEEE 754 rule ``2^(exp_bits-1) - 1``.  With ``exp_bits=0`` the format
     is an integer grid in two's complement codes, used symmetrically (int8: -127..127), and its
     step is ``2^(1 - bias - man_bits)``.  `subnormals=False` flushes what would be subnormal to
-    zero (after rounding).  Raises `ValueError` for field widths that no carrier can hold.
+    zero (after rounding); without a zero there are none, whatever was said.  Raises `ValueError` for field widths that no carrier can hold.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Format:
         if self.bias == IEEE_BIAS:
             object.__setattr__(self, "bias", 2 ** max(self.exp_bits - 1, 0) - 1)
         object.__setattr__(self, "specials", Specials(self.specials))
+        object.__setattr__(self, "subnormals", bool(self.subnormals and self.has_zero))
         for broken, rule in self._rules():
             if broken:
                 msg = f"format {self.name!r}: {rule}; got {self.exp_bits} exponent and "

@@ -35,7 +35,7 @@ def quantize(
     `precsim.formats.scaled.Scaled`).
 
     x: any shape; float32 and float64 are rounded in place of a copy (`out` may be x itself, and
-    is made where it is None); anything else real becomes float64; a scalar gives a scalar.
+    is made where it is None, and may overlap x); anything else real becomes float64; a scalar gives a scalar.
     `rounding` is a `Rounding`, a `Stochastic` or the name of one ("up", "stochastic_a8").
     `random` serves the stochastic ones: uint32 words of x's shape (word w stands for the fraction
     (w + 1/2) / 2^32, and x goes up iff that is less than its distance from the lower neighbour,
@@ -45,7 +45,8 @@ def quantize(
     does as that library does in all of this, mistakes included (see `precsim.formats.profiles`).
 
     Raises `ValueError` for an unknown format, rounding, overflow or profile, for a format that x's
-    dtype cannot carry (fp64 in float32), for stochastic rounding without `random`, and for a profile
+    dtype cannot carry (fp64 in float32), for an `out` of another shape or dtype or that cannot be
+    written to, for stochastic rounding without `random`, and for a profile
     that does not know the format, or together with a rounding or an overflow.
     """
     fmt, cast = format(fmt), None
@@ -56,12 +57,10 @@ def quantize(
     xp = array_module(x)
     source = xp.asarray(x, order="C")
     target = xp.empty_like(source) if out is None else out
-    if target.shape != x.shape or target.dtype != x.dtype or not target.flags.c_contiguous:
-        msg = (
-            f"out must be C-contiguous {x.dtype} of shape {x.shape}; "
-            f"got {target.dtype} of shape {target.shape}"
-        )
-        raise ValueError(msg)
+    if out is not None:
+        _check_out(out, x)
+        if out is not source and xp.may_share_memory(source, out):
+            source = source.copy()  # or some of it were overwritten before it is read
     words = random_words(x, random) if stochastic(mode) else None
     if isinstance(fmt, Scaled):
         quantize_into(source, target, fmt, mode, words)
@@ -70,6 +69,20 @@ def quantize(
     else:
         round_into(source, target, fmt, mode, beyond, words)
     return target if target.ndim or out is not None else target[()]
+
+
+def _check_out(out: Any, x: Array) -> None:
+    """Raise `ValueError` where `out` cannot take what x becomes."""
+    wanted = f"out must be C-contiguous {x.dtype} of shape {x.shape}"
+    if not hasattr(out, "dtype"):
+        msg = f"{wanted}; got {out!r:.60}"
+        raise ValueError(msg)
+    if out.shape != x.shape or out.dtype != x.dtype or not out.flags.c_contiguous:
+        msg = f"{wanted}; got {out.dtype} of shape {out.shape}"
+        raise ValueError(msg)
+    if not getattr(out.flags, "writeable", True):  # CuPy's arrays all are
+        msg = f"{wanted} that can be written to; got one that is read-only"
+        raise ValueError(msg)
 
 
 def conforming(

@@ -88,7 +88,9 @@ def prob_up(
     exact.prob_up(0, fmt, rounding)  # raises for what is no format, or leaves nothing to chance
     variant, grid = stochastic(rounding_mode(rounding)), element_of(resolve(fmt))
     assert variant is not None
-    return _prob_up(as_float(x).astype(np.float64), grid, variant)[()]
+    with np.errstate(all="ignore"):  # a signalling NaN is an invalid conversion
+        wide = as_float(x).astype(np.float64)
+    return _prob_up(wide, grid, variant)[()]
 
 
 def _prob_up(x: Array, fmt: Format, variant: Stochastic) -> Array:
@@ -106,8 +108,8 @@ def _prob_up(x: Array, fmt: Format, variant: Stochastic) -> Array:
         stays = (scaled == steps) & (lower <= fmt.max)
         away = xp.where(lower > fmt.max, 1.0, away)
         if not fmt.has_zero:
-            away = xp.where(steps == 0, 1.0, away)
-            stays &= steps > 0
+            away = xp.where(lower < fmt.smallest_normal, 1.0, away)
+            stays &= lower >= fmt.smallest_normal
         elif not fmt.subnormals:
             away = xp.where(upper < fmt.smallest_normal, 0.0, away)
             stays &= (lower >= fmt.smallest_normal) | (magnitude == 0)

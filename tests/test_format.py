@@ -230,3 +230,17 @@ def test_without_a_zero_the_smallest_normal_value_stands_for_all_below_it(subnor
     assert ps.prob_up(x, fmt).tolist() == [1.0] * 6
     assert [ps.exact.prob_up(v, fmt) for v in x.tolist()] == [1] * 6
     assert ps.prob_up(fmt.values(), fmt).tolist() == [0.0] * 15
+
+
+def test_a_format_that_holds_nothing_but_zero_is_refused():
+    for exp_bits, specials in ((1, "fn"), (0, "finite")):  # codes: 0 and NaN; 0 alone
+        with pytest.raises(ValueError, match="must not be zero"):
+            Format("x", exp_bits, 0, specials)
+    assert Format("x", 1, 0, "finite").values() == [-2.0, 0.0, 2.0]  # bias 0, so the code 1 is 2^1
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "stochastic_a3", "stochastic_equal"])
+def test_a_number_of_which_not_even_the_distance_is_a_float_has_a_chance_all_the_same(rounding):
+    fmt = Format("x", 4, 3, bias=-100)  # steps of 2^98
+    up, down = ps.prob_up([5e-324, -5e-324], fmt, rounding)
+    assert (up, down) == ((0.5, 0.5) if rounding.endswith("equal") else (0.0, 1.0))

@@ -85,6 +85,7 @@ class Format:
         inside = self.emax + 53 - self.man_bits < 1024 and self.emin - self.man_bits >= -1022
         like_fp64 = ieee and self.exp_bits == 11 and self.bias == 1023
         return (
+            (self._only_zero(), "at least one of its values must not be zero"),
             (self.is_integer and self.has_nan, "an integer format has no special codes"),
             (ieee and too_narrow, "inf and NaN need 2 exponent bits and 1 fraction bit or more"),
             (fnuz and not self.signed, "FNUZ's NaN is the code of -0, so it needs a sign"),
@@ -92,6 +93,10 @@ class Format:
             (not self.has_zero and not self.has_nan, "without a zero or a NaN, NaN has no home"),
             (not inside and not like_fp64, "its values must lie well inside float64's range"),
         )
+
+    def _only_zero(self) -> bool:
+        """Whether no code is left for anything but zero and NaN."""
+        return self.man_bits == 0 if self.is_integer else self.emax < self.emin
 
     @property
     def is_integer(self) -> bool:

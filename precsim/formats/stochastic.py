@@ -105,7 +105,9 @@ def _prob_up(x: Array, fmt: Format, variant: Stochastic) -> Array:
         steps = xp.floor(scaled)
         lower, upper = (xp.ldexp(s, exponent - fmt.man_bits) for s in (steps, steps + 1))
         away = _share(variant, scaled - steps)
-        stays = (scaled == steps) & (lower <= fmt.max)
+        if variant.variant is Variant.EQUAL:  # the distance itself may underflow
+            away = xp.where(magnitude > lower, 0.5, 0.0)
+        stays = (magnitude == lower) & (lower <= fmt.max)
         away = xp.where(lower > fmt.max, 1.0, away)
         if not fmt.has_zero:
             away = xp.where(lower < fmt.smallest_normal, 1.0, away)

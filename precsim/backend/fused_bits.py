@@ -111,8 +111,46 @@ def in_wide_vectors(typing: Any) -> Any:
     return types.none(), code
 
 
+def _sources(builder: Any) -> Any:
+    """Return what says of a load that it reads a source, and of a store that it changes none."""
+    module = builder.module
+    domain = module.add_metadata(["precsim"])
+    return module.add_metadata([module.add_metadata(["sources", domain])])
+
+
+@_intrinsic
+def take(typing: Any, source: Any, place: Any) -> Any:
+    """Return an element of a flat array that no `put` changes."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(source)(context, builder, arguments[0]).data
+        loaded = builder.load(builder.gep(data, [arguments[1]]))
+        loaded.align = source.dtype.bitwidth // 8
+        loaded.set_metadata("alias.scope", _sources(builder))
+        return loaded
+
+    return source.dtype(source, types.intp), code
+
+
+@_intrinsic
+def put(typing: Any, target: Any, place: Any, value: Any) -> Any:
+    """Write an element of a flat array, in which is nothing that a `take` reads.
+
+    A compiler that is not told asks the addresses, before each run of elements that it does at once.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(target)(context, builder, arguments[0]).data
+        stored = builder.store(arguments[2], builder.gep(data, [arguments[1]]))
+        stored.align = target.dtype.bitwidth // 8
+        stored.set_metadata("noalias", _sources(builder))
+        return context.get_dummy_value()
+
+    return types.none(target, types.intp, target.dtype), code
+
+
 LANES = 16
-"""Elements that `spread` takes at once."""
+"""Elements that are loaded at once."""
 PLANE = 64
 """Elements whose bits `set_planes` puts side by side: as many as a word has bits."""
 
@@ -134,17 +172,110 @@ def _all(builder: Any, vector: Any, value: Any) -> Any:
     return builder.shuffle_vector(first, empty, zeros)
 
 
+def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """Call one of LLVM's own functions."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}")
+    return builder.call(function, arguments)
+
+
+def _load(builder: Any, place: Any, vector: Any, count: Any = None) -> Any:
+    """Return the elements at a place: all, or the first so many, and zeros."""
+    size = vector.element.width // 8
+    if count is None:
+        loaded = builder.load(place)
+        loaded.align = size
+        return loaded
+    name = f"masked.load.v{vector.count}i{vector.element.width}.p0"
+    mask, align = _first(builder, vector, count), ir.Constant(ir.IntType(32), size)
+    return _call(builder, name, vector, place, align, mask, ir.Constant(vector, None))
+
+
+def _first(builder: Any, vector: Any, count: Any) -> Any:
+    """Return a mask of the first so many elements."""
+    places = ir.Constant(ir.VectorType(count.type, vector.count), list(range(vector.count)))
+    return builder.icmp_signed("<", places, _all(builder, places.type, count))
+
+
+def _larger(builder: Any, one: Any, other: Any) -> Any:
+    """Return the larger elements of two vectors."""
+    name = f"umax.v{one.type.count}i{one.type.element.width}"
+    return _call(builder, name, one.type, one, other)
+
+
+def _run(context: Any, builder: Any, kind: Any, array: Any, start: Any, size: Any) -> Any:
+    """Return a vector of magnitudes, of which the largest is the largest of so many elements.
+
+    Those after the last whole vector are left out.
+    """
+    vector, _ = _lanes(context, builder, array, kind, start)
+    magnitude = ir.Constant(vector, [(1 << vector.element.width - 1) - 1] * LANES)
+    top = cgutils.alloca_once_value(builder, ir.Constant(vector, None))
+    lanes = ir.Constant(size.type, LANES)
+    with cgutils.for_range(builder, builder.sdiv(size, lanes)) as loop:
+        at = builder.add(start, builder.mul(loop.index, lanes))
+        loaded = _load(builder, _lanes(context, builder, array, kind, at)[1], vector)
+        found = _larger(builder, builder.load(top), builder.and_(loaded, magnitude))
+        builder.store(found, top)
+    return builder.load(top)
+
+
 @_intrinsic
-def spread(typing: Any, array: Any, start: Any, value: Any) -> Any:
-    """Write a number to `LANES` elements of an array."""
+def find_largest(typing: Any, bits: Any, start: Any, size: Any) -> Any:
+    """Return the largest magnitude of a run of so many elements."""
+    word = bits.dtype
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vector, place = _lanes(context, builder, arguments[0], array, arguments[1])
-        stored = builder.store(_all(builder, vector, arguments[2]), place)
-        stored.align = array.dtype.bitwidth // 8
+        array, start, size = arguments
+        found = _run(context, builder, bits, array, start, size)
+        vector, lanes = found.type, ir.Constant(size.type, LANES)
+        top = cgutils.alloca_once_value(builder, found)
+        rest = builder.srem(size, lanes)
+        with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(rest.type, 0))):
+            at = builder.sub(builder.add(start, size), rest)
+            _, there = _lanes(context, builder, array, bits, at)
+            magnitude = ir.Constant(vector, [(1 << word.bitwidth - 1) - 1] * LANES)
+            loaded = builder.and_(_load(builder, there, vector, rest), magnitude)
+            builder.store(_larger(builder, found, loaded), top)
+        name = f"vector.reduce.umax.v{LANES}i{word.bitwidth}"
+        return _call(builder, name, vector.element, builder.load(top))
+
+    return word(bits, types.intp, types.intp), code
+
+
+@_intrinsic
+def find_largest_of_each(
+    typing: Any, bits: Any, start: Any, width: Any, found: Any, place: Any
+) -> Any:
+    """Find the largest magnitude of each of `LANES` runs side by side, or what was found before.
+
+    The width of a run is a multiple of `LANES`.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, start, width, target, place = arguments
+
+        def halved(number: int, count: int) -> Any:
+            """Of so many runs, the larger ones of neighbouring elements, until each has one."""
+            if count == 1:
+                at = builder.add(start, builder.mul(width, ir.Constant(width.type, number)))
+                return _run(context, builder, bits, array, at, width)
+            half = count // 2
+            one, other = halved(number, half), halved(number + half, half)
+            index = ir.VectorType(ir.IntType(32), LANES)
+            even, odd = (ir.Constant(index, list(range(k, 2 * LANES, 2))) for k in range(2))
+            return _larger(
+                builder,
+                builder.shuffle_vector(one, other, even),
+                builder.shuffle_vector(one, other, odd),
+            )
+
+        vector, there = _lanes(context, builder, target, found, place)
+        largest = _larger(builder, _load(builder, there, vector), halved(0, LANES))
+        builder.store(largest, there).align = vector.element.width // 8
         return context.get_dummy_value()
 
-    return types.none(array, types.intp, array.dtype), code
+    return types.none(bits, types.intp, types.intp, found, types.intp), code
 
 
 @_intrinsic

@@ -33,7 +33,6 @@ from precsim.backend.fused_elements import (
 )
 from precsim.backend.fused_scales import (
     CLIPPED_POWERS,
-    LONG,
     POINT,
     POWERS,
     RATIOS,
@@ -41,17 +40,14 @@ from precsim.backend.fused_scales import (
     Rule,
     as_end,
     as_rule,
+    find_amaxes,
     find_divisors,
     find_divisors_of_two,
     find_ends,
-    find_highest,
-    find_largest,
-    find_largest_of_short,
     find_near_divisors,
     find_scales,
     find_top,
     row_of,
-    spread_out,
     up_to_whole,
 )
 from precsim.formats.arrays import Array
@@ -60,7 +56,7 @@ from precsim.formats.modes import Mode, Overflow, Rounding
 from precsim.formats.scaled import FP32, Scaled, ScaleRule
 from precsim.formats.tiling import Tiling
 
-ROOM = 1 << 11
+ROOM = 1 << 13
 """Elements of a row that are rounded at once, each beside its scale."""
 SLAB = 1 << 17
 """Elements of the blocks that are gone through at once, unless one block alone has more."""
@@ -210,21 +206,11 @@ def _row(array: Any, slab: Any, i: Any) -> Any:
 
 
 @part
-def _find_amaxes(source: Any, slab: Any, width: Any, room: Any, found: Any) -> None:
+def _find_amaxes(source: Any, slab: Any, width: Any, found: Any) -> None:
     """Write the amax of each block, as bits."""
-    magnitude = _magnitude(source)
-    found[:] = like(0, magnitude)
-    if width < LONG:
-        peaks = _row(source, slab, slab.upper)
-        if slab.lower - slab.upper > 1:
-            peaks = piece(room, 2 * ROOM, peaks.size)
-            peaks[:] = like(0, magnitude)
-            for i in range(slab.upper, slab.lower):
-                find_highest(_row(source, slab, i), magnitude, peaks)
-        find_largest_of_short(peaks, width, magnitude, room, found)
-    else:
-        for i in range(slab.upper, slab.lower):
-            find_largest(_row(source, slab, i), width, magnitude, found)
+    found[:] = like(0, found[0])
+    for i in range(slab.upper, slab.lower):
+        find_amaxes(_row(source, slab, i), width, found)
 
 
 @part
@@ -254,17 +240,16 @@ def _find_points(scales: Any, lows: Any, rule: Any, points: Any) -> None:
 
 @cache
 def _scaling(how: How) -> Callable[..., None]:
-    """Return ``run(source, slab, width, amaxes, room, ends, scale, rule, numbers, beside)``.
+    """Return ``run(source, slab, width, amaxes, room, ends, scale, rule, numbers)``.
 
-    From the amax of blocks to what each of their elements needs beside it.
+    From the amax of blocks to what their elements need.
     """
-    used, two = how.used, how.two
-    remainder, affine = how.division == BY_REMAINDER, how.ends == 2
+    two, remainder, affine = how.two, how.division == BY_REMAINDER, how.ends == 2
 
     @part
     def run(
         source: Any, slab: Any, width: Any, amaxes: Any, room: Any, ends: Any, scale: Any, rule: Any,
-        numbers: Any, beside: Any,
+        numbers: Any,
     ) -> None:  # fmt: skip
         blocks, magnitude = up_to_whole(amaxes.size), _magnitude(amaxes)
         sizes, scales = row_of(room, 0, blocks), row_of(room, 1, blocks)
@@ -282,28 +267,32 @@ def _scaling(how: How) -> Callable[..., None]:
             find_divisors(scales, rule, numbers)
         if affine:
             _find_points(scales, lows, rule, row_of(numbers, POINT, blocks))
-        for which in used:
-            spread_out(row_of(numbers, which, amaxes.size), width, row_of(beside, which, ROOM))
 
     return run  # type: ignore[no-any-return]
 
 
 @cache
 def _rounding(how: How) -> Callable[..., None]:
-    """Return ``run(source, target, words, waiting, slab, beside, element, rule)`` for whole slabs."""
+    """Return ``run(source, target, words, waiting, slab, width, numbers, element, rule)``.
+
+    For whole slabs; `waiting` has room for `ROOM` elements, if the target is the source.
+    """
     round_row, drawn = row_kernel(how), how.mode >= EXACT
 
     @part
     def run(
-        source: Any, target: Any, words: Any, waiting: Any, slab: Any, beside: Any, c: Any, rule: Any
+        source: Any, target: Any, words: Any, waiting: Any, slab: Any, width: Any, numbers: Any,
+        c: Any, rule: Any,
     ) -> None:  # fmt: skip
+        stretch = ROOM // width * width if width <= ROOM else ROOM
         for i in range(slab.upper, slab.lower):
-            for left in range(slab.left, slab.right, ROOM):
-                start = slab.start + i * slab.columns + left
-                size = min(ROOM, slab.right - left)
+            for left in range(slab.left, slab.right, stretch):
+                start, first = slab.start + i * slab.columns + left, (left - slab.left) // width
+                size = min(stretch, slab.right - left)
                 done = piece(waiting, 0, size) if waiting.size else piece(target, start, size)
                 draws = piece(words, start, size) if drawn else words
-                round_row(piece(source, start, size), done, draws, beside, c, rule)
+                here = piece(source, start, size)
+                round_row(here, done, draws, width, numbers, first, c, rule)
                 if waiting.size:
                     copy(waiting, target, start, size)
 
@@ -330,9 +319,8 @@ def kernel(how: How) -> Callable[..., float]:
         apart = source.ctypes.data != target.ctypes.data
         per = max(1, min(ROOM, SLAB // height) // width)
         own = np.empty(0 if two else per, source.dtype)
-        room, some = np.empty(3 * ROOM, source.dtype), up_to_whole(per)
-        wide, ends = np.zeros((3, some)), np.empty((2, per), integer)
-        numbers, beside = np.zeros((BESIDE, some), number), np.empty((BESIDE, ROOM), number)
+        room, ends = np.zeros((3, up_to_whole(per))), np.empty((2, per), integer)
+        numbers = np.zeros((BESIDE, up_to_whole(per)), number)
         waiting = np.empty(0 if apart else ROOM, source.dtype)
         c, least, top, known = unpack(packed), as_rule(rule).amax_min, 0.0, 0
         for matrix in range(count):
@@ -344,15 +332,13 @@ def kernel(how: How) -> Callable[..., float]:
                     amaxes = piece(kept, known, blocks) if two else piece(own, 0, blocks)
                     known += blocks
                     if only_top or not two:
-                        _find_amaxes(source, slab, width, room, amaxes)
+                        _find_amaxes(source, slab, width, amaxes)
                     if only_top:
                         finite, found = find_top(amaxes, as_bits(real(np.inf)))
                         top = max(top, least, np.float64(as_float(found))) if finite else top
                         continue
-                    find_numbers(
-                        source, slab, width, amaxes, wide, ends, scale, rule, numbers, beside
-                    )
-                    round_slab(source, target, words, waiting, slab, beside, c, rule)
+                    find_numbers(source, slab, width, amaxes, room, ends, scale, rule, numbers)
+                    round_slab(source, target, words, waiting, slab, width, numbers, c, rule)
         return top
 
     return run  # type: ignore[no-any-return]

@@ -28,8 +28,20 @@ from precsim.backend.fused import (
     by_saturating_steps,
     in_float64,
 )
-from precsim.backend.fused_bits import as_bits, as_float, fma, in_wide_vectors, inlined, like, part
-from precsim.backend.fused_scales import BOOST, DIVISOR, FACTOR, INVERSE, POINT, as_rule, row_of
+from precsim.backend.fused_bits import (
+    LANES,
+    as_bits,
+    as_float,
+    fma,
+    in_wide_vectors,
+    inlined,
+    like,
+    part,
+    piece,
+    put,
+    take,
+)
+from precsim.backend.fused_scales import BOOST, DIVISOR, FACTOR, INVERSE, POINT, as_rule
 
 BY_POWER, BY_REMAINDER, BY_DIVISION, IN_FLOAT64 = range(4)
 """How an element is divided by its scale: times a power of two; see above; in its carrier; in float64."""
@@ -56,16 +68,6 @@ class How(NamedTuple):
         """The type in which elements are divided and rounded."""
         return np.float64 if self.division == IN_FLOAT64 else self.real
 
-    @property
-    def used(self) -> tuple[int, ...]:
-        """Which numbers of a block its elements need beside them."""
-        points = (POINT,) if self.ends else ()
-        if self.division == BY_POWER:
-            return (INVERSE, FACTOR, *points)
-        if self.division == BY_REMAINDER:
-            return (INVERSE, FACTOR, *(() if self.two else (BOOST, DIVISOR)), *points)
-        return (DIVISOR, FACTOR, *points)
-
 
 @inlined
 def _quotient(x: Any, inverse: Any, factor: Any, divisor: Any, shift: Any) -> Any:
@@ -78,60 +80,91 @@ def _quotient(x: Any, inverse: Any, factor: Any, divisor: Any, shift: Any) -> An
 
 
 @cache
-def row_kernel(kernel: How) -> Callable[..., None]:
-    """Return ``run(source, target, words, beside, element, rule)`` for elements side by side in a row.
-
-    Source and target are bits; `beside` has the numbers of its block for every element.
-    """
+def _element_kernel(kernel: How) -> Callable[..., None]:
+    """Return ``run(source, target, words, place, of_block, element, rule)`` for one element."""
     how, mode, kind, _, division, ends, two = kernel
     real, number = kernel.real, kernel.number
     remainder, wide = division == BY_REMAINDER, division == IN_FLOAT64
     mindful, drawn = mode in (UP, DOWN, TO_ODD, EQUAL), mode >= EXACT
 
+    @inlined
+    def run(
+        source: Any, target: Any, words: Any, place: Any, of_block: Any, c: Any, rule: Any
+    ) -> None:
+        boost, inverse, divisor, factor, point = of_block
+        magnitude, tensor, lost, shift, lowest, highest = rule
+        signed = take(source, place)
+        word = take(words, place) if drawn else np.uint32(0)
+        absolute = like(signed & magnitude, magnitude)
+        sign = like(signed ^ absolute, magnitude)
+        x = as_float(absolute)
+        if remainder and two:
+            bits = _quotient(x, inverse, factor, tensor, shift)
+        elif remainder:
+            bits = _quotient(x * boost, inverse, like(1.0, x), divisor, shift)
+        elif division == BY_POWER:
+            bits = as_bits(x * inverse)
+        else:
+            bits = as_bits(number(x) / divisor)
+        if mindful:
+            bits = lost if as_float(bits) == 0 and x != 0 else bits
+        ahead = like(like(sign, bits) << like(32, bits), bits) if wide else like(sign, bits)
+        if how == STEPS:
+            value = as_float(by_saturating_steps(bits, ahead, word, c, mode, kind))
+        elif how == BITS:
+            value = as_float(by_bits(like(bits | ahead, bits), word, c, mode, kind))
+        else:
+            value = as_float(in_float64(like(bits | ahead, bits), word, c, mode, kind))
+        if ends:
+            value = max(value, lowest - point)
+            value = min(value, highest - point)
+        value *= factor
+        if remainder and two:
+            value *= tensor
+        put(target, place, as_bits(real(value)))
+
+    return run  # type: ignore[no-any-return]
+
+
+@cache
+def row_kernel(kernel: How) -> Callable[..., None]:
+    """Return ``run(source, target, words, width, numbers, first, element, rule)``.
+
+    Source and target are bits, of blocks side by side, or of a part of one, and apart; `numbers` has
+    what they need, from the first block's on.  The elements of a block are rounded `LANES` at a
+    time, the last of them with some that were rounded already.
+    """
+    number, drawn = kernel.number, kernel.mode >= EXACT
+    round_one = _element_kernel(kernel)
+
     @part
-    def run(source: Any, target: Any, words: Any, beside: Any, c: Any, packed: Any) -> None:
+    def run(
+        source: Any, target: Any, words: Any, width: Any, numbers: Any, first: Any, c: Any,
+        packed: Any,
+    ) -> None:  # fmt: skip
         in_wide_vectors()
         zero = like(0, source[0])
         magnitude = like(like(zero - like(1, zero), zero) >> like(1, zero), zero)
-        rule = as_rule(packed)
-        tensor, lost, shift = (
-            number(rule.tensor),
-            as_bits(number(rule.lost)),
-            like(rule.shift, zero),
-        )
-        lowest, highest = number(rule.low), number(rule.high)
-        size = source.size
-        boosts, points = row_of(beside, BOOST, size), row_of(beside, POINT, size)
-        inverses, divisors = row_of(beside, INVERSE, size), row_of(beside, DIVISOR, size)
-        factors = row_of(beside, FACTOR, size)
-        for j in range(size):
-            word = words[j] if drawn else np.uint32(0)
-            absolute = like(source[j] & magnitude, zero)
-            sign = like(source[j] ^ absolute, zero)
-            x = as_float(absolute)
-            if remainder and two:
-                bits = _quotient(x, inverses[j], factors[j], tensor, shift)
-            elif remainder:
-                bits = _quotient(x * boosts[j], inverses[j], like(1.0, x), divisors[j], shift)
-            elif division == BY_POWER:
-                bits = as_bits(x * inverses[j])
-            else:
-                bits = as_bits(number(x) / divisors[j])
-            if mindful:
-                bits = lost if as_float(bits) == 0 and x != 0 else bits
-            ahead = like(like(sign, bits) << like(32, bits), bits) if wide else like(sign, bits)
-            if how == STEPS:
-                value = as_float(by_saturating_steps(bits, ahead, word, c, mode, kind))
-            elif how == BITS:
-                value = as_float(by_bits(like(bits | ahead, bits), word, c, mode, kind))
-            else:
-                value = as_float(in_float64(like(bits | ahead, bits), word, c, mode, kind))
-            if ends:
-                value = max(value, lowest - points[j])
-                value = min(value, highest - points[j])
-            value *= factors[j]
-            if remainder and two:
-                value *= tensor
-            target[j] = as_bits(real(value))
+        r, block = as_rule(packed), first
+        rule = (
+            magnitude, number(r.tensor), as_bits(number(r.lost)), like(r.shift, zero),
+            number(r.low), number(r.high),
+        )  # fmt: skip
+        for start in range(0, source.size, width):
+            of_block = (
+                numbers[BOOST, block], numbers[INVERSE, block], numbers[DIVISOR, block],
+                numbers[FACTOR, block], numbers[POINT, block],
+            )  # fmt: skip
+            block, size = block + 1, min(width, source.size - start)
+            if size < LANES:
+                for j in range(start, start + size):
+                    round_one(source, target, words, j, of_block, c, rule)
+                continue
+            for done in range(0, size, LANES):
+                at = start + min(done, size - LANES)
+                here, there = piece(source, at, LANES), piece(target, at, LANES)
+                draws = piece(words, at, LANES) if drawn else words
+                for j in range(LANES):
+                    round_one(here, there, draws, j, of_block, c, rule)
 
     return run  # type: ignore[no-any-return]

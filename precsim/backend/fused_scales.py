@@ -14,16 +14,15 @@ from precsim.backend.fused_bits import (
     LANES,
     as_bits,
     as_float,
+    find_largest,
+    find_largest_of_each,
     in_wide_vectors,
     inlined,
     like,
     part,
     piece,
-    spread,
 )
 
-LONG = 64
-"""Width from which a block's amax is found row by row; narrower ones beside each other."""
 ROUNDED_RATIOS, RATIOS, POWERS, CLIPPED_POWERS = range(4)
 """How a scale follows from amax: rounded to any format, or to float32; powers of two, to any format."""
 
@@ -109,56 +108,15 @@ def find_scales(amaxes: Any, rule: Any, packed: Any, found: Any) -> None:
 
 
 @part
-def find_largest(bits: Any, width: Any, magnitude: Any, found: Any) -> None:
+def find_amaxes(bits: Any, width: Any, found: Any) -> None:
     """Find the largest magnitude of each run of `width` elements so far; the last may be short."""
     in_wide_vectors()
-    for block in range(-(-bits.size // width)):
-        start, top = block * width, found[block]
-        run = piece(bits, start, min(width, bits.size - start))
-        for i in range(run.size):
-            top = max(top, like(run[i] & magnitude, magnitude))
-        found[block] = top
-
-
-@part
-def find_largest_of_short(bits: Any, width: Any, magnitude: Any, room: Any, found: Any) -> None:
-    """Find what `find_largest` does where runs are short: of all of them at once, halved and halved.
-
-    `room` is written to: as many elements, and some more that nobody asks for.
-    """
-    blocks = bits.size // width
-    size, done = blocks * width, 0
-    if size < bits.size:
-        rest = piece(bits, size, bits.size - size)
-        find_largest(rest, width, magnitude, piece(found, blocks, 1))
-    bits = piece(bits, 0, size)
-    while width & 1 == 0:
-        size, width = size >> 1, width >> 1
-        _find_larger(bits, magnitude, piece(room, done, bits.size >> 1))
-        bits = piece(room, done, up_to_whole(size))
-        done += bits.size
-    bits = piece(bits, 0, size)
-    if width == 1:
-        find_highest(bits, magnitude, found)
-    else:
-        find_largest(bits, width, magnitude, found)
-
-
-@part
-def _find_larger(bits: Any, magnitude: Any, found: Any) -> None:
-    """Write the larger magnitude of each pair."""
-    in_wide_vectors()
-    for i in range(found.size):
-        one, other = bits[2 * i] & magnitude, bits[2 * i + 1] & magnitude
-        found[i] = max(like(one, magnitude), like(other, magnitude))
-
-
-@part
-def find_highest(bits: Any, magnitude: Any, found: Any) -> None:
-    """Find the largest magnitude of each column so far."""
-    in_wide_vectors()
-    for i in range(bits.size):
-        found[i] = max(found[i], like(bits[i] & magnitude, magnitude))
+    whole = bits.size // width // LANES * LANES if width % LANES == 0 else 0
+    for block in range(0, whole, LANES):
+        find_largest_of_each(bits, block * width, width, found, block)
+    for block in range(whole, -(-bits.size // width)):
+        start = block * width
+        found[block] = max(found[block], find_largest(bits, start, min(width, bits.size - start)))
 
 
 @part
@@ -220,20 +178,6 @@ def find_divisors_of_two(scales: Any, rule: Any, numbers: Any) -> None:
         divisor = scales[i] * tensor
         divisor = 1.0 if divisor == 0 else divisor
         numbers[INVERSE, i], numbers[FACTOR, i] = UPWARD / divisor, scales[i]
-
-
-@part
-def spread_out(numbers: Any, width: Any, beside: Any) -> None:
-    """Write a block's number beside each of its elements of a row."""
-    in_wide_vectors()
-    for block in range(numbers.size):
-        start, value = block * width, numbers[block]
-        stop = min(start + width, beside.size)
-        while start + LANES <= stop:
-            spread(beside, start, value)
-            start += LANES
-        for i in range(start, stop):
-            beside[i] = value
 
 
 @inlined

@@ -191,6 +191,23 @@ def _load(builder: Any, place: Any, vector: Any, count: Any = None) -> Any:
     return _call(builder, name, vector, place, align, mask, ir.Constant(vector, None))
 
 
+@_intrinsic
+def fetch(typing: Any, array: Any, start: Any) -> Any:
+    """Have `LANES` elements from a place in a flat array on, or beyond it, on their way to the caches."""
+    line = 64 // (array.dtype.bitwidth // 8)
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, first = _lanes(context, builder, arguments[0], array, arguments[1], line)
+        how = [ir.Constant(ir.IntType(32), number) for number in (0, 3, 1)]  # to read, again, data
+        for number in range(LANES // line):
+            there = builder.gep(first, [ir.Constant(ir.IntType(32), number)])
+            there = builder.bitcast(there, ir.IntType(8).as_pointer())
+            _call(builder, "prefetch.p0", ir.VoidType(), there, *how)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), code
+
+
 def _first(builder: Any, vector: Any, count: Any) -> Any:
     """Return a mask of the first so many elements."""
     places = ir.Constant(ir.VectorType(count.type, vector.count), list(range(vector.count)))

@@ -28,6 +28,7 @@ from precsim.backend.fused_elements import (
     BY_POWER,
     BY_REMAINDER,
     IN_FLOAT64,
+    ROOM,
     How,
     row_kernel,
 )
@@ -56,8 +57,6 @@ from precsim.formats.modes import Mode, Overflow, Rounding
 from precsim.formats.scaled import FP32, Scaled, ScaleRule
 from precsim.formats.tiling import Tiling
 
-ROOM = 1 << 13
-"""Elements of a row that are rounded at once, each beside its scale."""
 SLAB = 1 << 17
 """Elements of the blocks that are gone through at once, unless one block alone has more."""
 BESIDE = 5
@@ -181,14 +180,17 @@ def _plan(dtype: np.dtype[Any], fmt: Scaled, rounding: Mode, *, inside: bool) ->
 
 
 class _Slab(NamedTuple):
-    """Blocks side by side: rows upper to lower, columns left to right of the matrix at `start`."""
+    """Blocks side by side and below each other: a part of the matrix at `start`."""
 
     start: Any
     columns: Any
-    upper: Any
+    upper: Any  # rows, from and to
     lower: Any
-    left: Any
+    left: Any  # columns
     right: Any
+    height: Any
+    width: Any
+    across: Any  # blocks side by side
 
 
 @inlined
@@ -205,25 +207,32 @@ def _row(array: Any, slab: Any, i: Any) -> Any:
     return piece(array, start + slab.left, slab.right - slab.left)
 
 
+@inlined
+def _blocks_of(numbers: Any, slab: Any, i: Any) -> Any:
+    """Return the part of an array, with a number for each block, that is about those of a row."""
+    return piece(numbers, (i - slab.upper) // slab.height * slab.across, slab.across)
+
+
 @part
-def _find_amaxes(source: Any, slab: Any, width: Any, found: Any) -> None:
+def _find_amaxes(source: Any, slab: Any, found: Any) -> None:
     """Write the amax of each block, as bits."""
     found[:] = like(0, found[0])
     for i in range(slab.upper, slab.lower):
-        find_amaxes(_row(source, slab, i), width, found)
+        find_amaxes(_row(source, slab, i), slab.width, _blocks_of(found, slab, i))
 
 
 @part
 def _find_spans(
-    source: Any, slab: Any, width: Any, magnitude: Any, ends: Any, lows: Any, sizes: Any
+    source: Any, slab: Any, blocks: Any, magnitude: Any, ends: Any, lows: Any, sizes: Any
 ) -> None:
     """Write the lower end of each block, and, where all of it is finite, its length for its amax."""
     low, high = ends[0], ends[1]
     ends[:] = 0
     for i in range(slab.upper, slab.lower):
         row = _row(source, slab, i).view(ends.dtype)
-        find_ends(row, width, like(magnitude, low[0]), low, high)
-    for block in range(-(-(slab.right - slab.left) // width)):
+        here, there = _blocks_of(low, slab, i), _blocks_of(high, slab, i)
+        find_ends(row, slab.width, like(magnitude, low[0]), here, there)
+    for block in range(blocks):
         lows[block] = as_end(low[block], magnitude)
         if sizes[block] < np.inf:
             sizes[block] = as_end(high[block], magnitude) - lows[block]
@@ -240,7 +249,7 @@ def _find_points(scales: Any, lows: Any, rule: Any, points: Any) -> None:
 
 @cache
 def _scaling(how: How) -> Callable[..., None]:
-    """Return ``run(source, slab, width, amaxes, room, ends, scale, rule, numbers)``.
+    """Return ``run(source, slab, amaxes, room, ends, scale, rule, numbers)``.
 
     From the amax of blocks to what their elements need.
     """
@@ -248,7 +257,7 @@ def _scaling(how: How) -> Callable[..., None]:
 
     @part
     def run(
-        source: Any, slab: Any, width: Any, amaxes: Any, room: Any, ends: Any, scale: Any, rule: Any,
+        source: Any, slab: Any, amaxes: Any, room: Any, ends: Any, scale: Any, rule: Any,
         numbers: Any,
     ) -> None:  # fmt: skip
         blocks, magnitude = up_to_whole(amaxes.size), _magnitude(amaxes)
@@ -257,7 +266,7 @@ def _scaling(how: How) -> Callable[..., None]:
         for block in range(amaxes.size):
             sizes[block] = as_float(amaxes[block])
         if affine:
-            _find_spans(source, slab, width, magnitude, ends, lows, sizes)
+            _find_spans(source, slab, amaxes.size, magnitude, ends, lows, sizes)
         find_scales(sizes, rule, scale, scales)
         if remainder and two:
             find_divisors_of_two(scales, rule, numbers)
@@ -273,7 +282,7 @@ def _scaling(how: How) -> Callable[..., None]:
 
 @cache
 def _rounding(how: How) -> Callable[..., None]:
-    """Return ``run(source, target, words, waiting, slab, width, numbers, element, rule)``.
+    """Return ``run(source, target, words, waiting, slab, numbers, element, rule)``.
 
     For whole slabs; `waiting` has room for `ROOM` elements, if the target is the source.
     """
@@ -281,18 +290,20 @@ def _rounding(how: How) -> Callable[..., None]:
 
     @part
     def run(
-        source: Any, target: Any, words: Any, waiting: Any, slab: Any, width: Any, numbers: Any,
-        c: Any, rule: Any,
+        source: Any, target: Any, words: Any, waiting: Any, slab: Any, numbers: Any, c: Any,
+        rule: Any,
     ) -> None:  # fmt: skip
+        width, flat = slab.width, slab.height == 1
         stretch = ROOM // width * width if width <= ROOM else ROOM
         for i in range(slab.upper, slab.lower):
+            of_row = (i - slab.upper) // slab.height * slab.across
             for left in range(slab.left, slab.right, stretch):
                 start, first = slab.start + i * slab.columns + left, (left - slab.left) // width
                 size = min(stretch, slab.right - left)
                 done = piece(waiting, 0, size) if waiting.size else piece(target, start, size)
                 draws = piece(words, start, size) if drawn else words
                 here = piece(source, start, size)
-                round_row(here, done, draws, width, numbers, first, c, rule)
+                round_row(here, done, draws, width, numbers, of_row + first, flat, c, rule)
                 if waiting.size:
                     copy(waiting, target, start, size)
 
@@ -317,28 +328,31 @@ def kernel(how: How) -> Callable[..., float]:
     ) -> Any:  # fmt: skip
         count, rows, columns, height, width = shape[0], shape[1], shape[2], shape[3], shape[4]
         apart = source.ctypes.data != target.ctypes.data
-        per = max(1, min(ROOM, SLAB // height) // width)
-        own = np.empty(0 if two else per, source.dtype)
-        room, ends = np.zeros((3, up_to_whole(per))), np.empty((2, per), integer)
-        numbers = np.zeros((BESIDE, up_to_whole(per)), number)
+        per = max(1, min(min(ROOM, SLAB // height) // width, -(-columns // width)))
+        bands = max(1, ROOM // (per * width * height)) if per * width >= columns else 1
+        own = np.empty(0 if two else per * bands, source.dtype)
+        room, ends = np.zeros((3, up_to_whole(per * bands))), np.empty((2, per * bands), integer)
+        numbers = np.zeros((BESIDE, up_to_whole(per * bands)), number)
         waiting = np.empty(0 if apart else ROOM, source.dtype)
         c, least, top, known = unpack(packed), as_rule(rule).amax_min, 0.0, 0
         for matrix in range(count):
-            for upper in range(0, rows, height):
+            for upper in range(0, rows, height * bands):
                 for left in range(0, columns, per * width):
-                    lower, right = min(upper + height, rows), min(left + per * width, columns)
-                    slab = _Slab(matrix * rows * columns, columns, upper, lower, left, right)
-                    blocks = -(-(right - left) // width)
+                    right = min(left + per * width, columns)
+                    lower, across = min(upper + height * bands, rows), -(-(right - left) // width)
+                    start = matrix * rows * columns
+                    slab = _Slab(start, columns, upper, lower, left, right, height, width, across)
+                    blocks = -(-(lower - upper) // height) * across
                     amaxes = piece(kept, known, blocks) if two else piece(own, 0, blocks)
                     known += blocks
                     if only_top or not two:
-                        _find_amaxes(source, slab, width, amaxes)
+                        _find_amaxes(source, slab, amaxes)
                     if only_top:
                         finite, found = find_top(amaxes, as_bits(real(np.inf)))
                         top = max(top, least, np.float64(as_float(found))) if finite else top
                         continue
-                    find_numbers(source, slab, width, amaxes, room, ends, scale, rule, numbers)
-                    round_slab(source, target, words, waiting, slab, width, numbers, c, rule)
+                    find_numbers(source, slab, amaxes, room, ends, scale, rule, numbers)
+                    round_slab(source, target, words, waiting, slab, numbers, c, rule)
         return top
 
     return run  # type: ignore[no-any-return]

@@ -32,6 +32,7 @@ from precsim.backend.fused_bits import (
     LANES,
     as_bits,
     as_float,
+    fetch,
     fma,
     in_wide_vectors,
     inlined,
@@ -43,6 +44,8 @@ from precsim.backend.fused_bits import (
 )
 from precsim.backend.fused_scales import BOOST, DIVISOR, FACTOR, INVERSE, POINT, as_rule
 
+ROOM = 1 << 13
+"""Elements of a row that are rounded one after the other: as many stay in the second-level cache."""
 BY_POWER, BY_REMAINDER, BY_DIVISION, IN_FLOAT64 = range(4)
 """How an element is divided by its scale: times a power of two; see above; in its carrier; in float64."""
 
@@ -128,19 +131,20 @@ def _element_kernel(kernel: How) -> Callable[..., None]:
 
 @cache
 def row_kernel(kernel: How) -> Callable[..., None]:
-    """Return ``run(source, target, words, width, numbers, first, element, rule)``.
+    """Return ``run(source, target, words, width, numbers, first, ahead, element, rule)``.
 
     Source and target are bits, of blocks side by side, or of a part of one, and apart; `numbers` has
     what they need, from the first block's on.  The elements of a block are rounded `LANES` at a
-    time, the last of them with some that were rounded already.
+    time, the last of them with some that were rounded already.  `ahead`: what lies `ROOM` further on
+    will be asked for its amax next, and is had on its way.
     """
     number, drawn = kernel.number, kernel.mode >= EXACT
     round_one = _element_kernel(kernel)
 
     @part
     def run(
-        source: Any, target: Any, words: Any, width: Any, numbers: Any, first: Any, c: Any,
-        packed: Any,
+        source: Any, target: Any, words: Any, width: Any, numbers: Any, first: Any, ahead: Any,
+        c: Any, packed: Any,
     ) -> None:  # fmt: skip
         in_wide_vectors()
         zero = like(0, source[0])
@@ -164,6 +168,8 @@ def row_kernel(kernel: How) -> Callable[..., None]:
                 at = start + min(done, size - LANES)
                 here, there = piece(source, at, LANES), piece(target, at, LANES)
                 draws = piece(words, at, LANES) if drawn else words
+                if ahead:
+                    fetch(source, at + ROOM)
                 for j in range(LANES):
                     round_one(here, there, draws, j, of_block, c, rule)
 

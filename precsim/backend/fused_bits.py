@@ -18,6 +18,8 @@ summing: Any = numba.njit(nogil=True, fastmath={"reassoc", "contract"})
 _intrinsic: Any = intrinsic
 _copy_bytes: Any = cgutils.raw_memcpy
 _populate: Any = populate_array
+_declare: Any = cgutils.get_or_insert_function
+_variable: Any = cgutils.alloca_once_value
 _pair: Any = types.UniTuple
 
 
@@ -175,7 +177,7 @@ def _all(builder: Any, vector: Any, value: Any) -> Any:
 def _call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
     """Call one of LLVM's own functions."""
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}")
+    function = _declare(builder.module, kind, f"llvm.{name}")
     return builder.call(function, arguments)
 
 
@@ -227,7 +229,7 @@ def _run(context: Any, builder: Any, kind: Any, array: Any, start: Any, size: An
     """
     vector, _ = _lanes(context, builder, array, kind, start)
     magnitude = ir.Constant(vector, [(1 << vector.element.width - 1) - 1] * LANES)
-    top = cgutils.alloca_once_value(builder, ir.Constant(vector, None))
+    top = _variable(builder, ir.Constant(vector, None))
     lanes = ir.Constant(size.type, LANES)
     with cgutils.for_range(builder, builder.sdiv(size, lanes)) as loop:
         at = builder.add(start, builder.mul(loop.index, lanes))
@@ -246,7 +248,7 @@ def find_largest(typing: Any, bits: Any, start: Any, size: Any) -> Any:
         array, start, size = arguments
         found = _run(context, builder, bits, array, start, size)
         vector, lanes = found.type, ir.Constant(size.type, LANES)
-        top = cgutils.alloca_once_value(builder, found)
+        top = _variable(builder, found)
         rest = builder.srem(size, lanes)
         with builder.if_then(builder.icmp_signed(">", rest, ir.Constant(rest.type, 0))):
             at = builder.sub(builder.add(start, size), rest)

@@ -106,6 +106,21 @@ def test_a_run_that_was_not_recorded_says_how_to_record_it(question):
         _ = run.stesp
 
 
+def test_the_directory_of_a_run_stands_for_it(run, tmp_path):
+    folder = str(run.path)
+    assert ps.diff(folder, 1, other=run.path).rows == ps.diff(run, 1, run).rows
+    assert ps.blame(folder, 1, GUILTY) == ps.blame(run, 1, GUILTY)
+    assert ps.search(run.path, 1, 0.5, "gradients/*") == ps.search(run, 1, 0.5, "gradients/*")
+    assert ps.drift(folder, every=2) == ps.drift(run, every=2)
+    assert ps.figure("blame", [folder], step=1, op=GUILTY)
+    for question in (lambda: ps.diff(tmp_path, 0), lambda: ps.drift(str(tmp_path))):
+        with pytest.raises(RunError, match="is no run: it has no manifest"):
+            question()
+    for wrong in (3, None, CONFIG):
+        with pytest.raises(TypeError, match="expected a recorded run or its directory; got"):
+            ps.blame(wrong, 0)
+
+
 def test_what_is_no_config_is_not_trained():
     with pytest.raises(TypeError, match=r"expected a TrainConfig.*; got \{'steps': 3\}"):
         ps.train({"steps": 3})

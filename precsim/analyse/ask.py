@@ -1,6 +1,7 @@
 """Questions about one step of a recorded run: what differs, what is to blame, what has to stay high.
 
-The functions of `precsim.analyse.diff`, `blame` and `search`, asked of a run instead of a moment.
+The functions of `precsim.analyse.diff`, `blame` and `search`, asked of a run, or the directory of
+one, instead of a moment.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from precsim.analyse.whole_step import whole_step
 from precsim.engine.policy import Policy
 from precsim.observe.trace import matches
 from precsim.runs.files import RunError
-from precsim.runs.run import StoredRun
+from precsim.runs.run import Source, StoredRun, stored
 
 
 def moment_of(run: StoredRun, step: int, *, update: bool = False) -> Moment:
@@ -42,7 +43,7 @@ def sites_of(moment: Moment, op: str | None = None) -> list[Site]:
 
 
 def diff(
-    run: StoredRun, step: int, other: StoredRun | None = None, against: Policy | str | None = None
+    run: Source, step: int, other: Source | None = None, against: Policy | str | None = None
 ) -> diffing.Diff:
     """Compare a recorded step, the optimizer included, with itself in float64, op by op.
 
@@ -51,9 +52,11 @@ def diff(
     Raises `RunError` for a step that was not reached or a model of other sizes, `ValueError` where
     the two have no op in common.
     """
+    run = stored(run)
     moment = moment_at(run, step)
     low, high = moment.policy, replace(REFERENCE, granularity=moment.policy.granularity)
     if other is not None:
+        other = stored(other)
         theirs = moment_at(other, step)
         if theirs.model != moment.model:
             msg = (
@@ -67,19 +70,17 @@ def diff(
     return diffing.diff(whole_step(run, moment), low, high)
 
 
-def blame(
-    run: StoredRun, step: int, op: str | None = None, *, update: bool = False
-) -> blaming.Blame:
+def blame(run: Source, step: int, op: str | None = None, *, update: bool = False) -> blaming.Blame:
     """Return each op's share in the error of a step's gradient, or of its update of the weights.
 
     `op` is a glob for the ops in question.  Raises `RunError` as `moment_of` and `sites_of` do.
     """
-    moment = moment_of(run, step, update=update)
+    moment = moment_of(stored(run), step, update=update)
     return blaming.blame(moment, sites_of(moment, op))
 
 
 def search(
-    run: StoredRun,
+    run: Source,
     step: int,
     tolerance: float,
     op: str | None = None,
@@ -95,6 +96,7 @@ def search(
     a warning says so.  Raises `RunError` as `moment_of` and `sites_of` do, `ValueError` for a
     tolerance that is not positive or an unknown format.
     """
+    run = stored(run)
     moment = moment_of(run, step, update=update)
     sites = sites_of(moment, op)
     with _known(run, moment, to, fresh=fresh) as known:

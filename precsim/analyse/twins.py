@@ -29,7 +29,7 @@ from precsim.runs.config import TrainConfig
 from precsim.runs.data import Corpus
 from precsim.runs.files import RunError
 from precsim.runs.loop import surroundings
-from precsim.runs.run import StoredRun
+from precsim.runs.run import Source, stored
 from precsim.runs.trainer import StepResult, Trainer, make_trainer
 
 POINTS = 16
@@ -124,7 +124,7 @@ class Drifts:
 
 
 def drifts(
-    run: StoredRun,
+    run: Source,
     every: int | None = None,
     *,
     seed: int = 0,
@@ -138,6 +138,7 @@ def drifts(
     Raises `RunError` for a run without a step, `ValueError` for an `every` below 1, `DataError`
     where the run's text is gone.
     """
+    run = stored(run)
     start, count = run.manifest.start, len(run.records)
     if not count:
         msg = f"{run.path} has no step yet: there is nothing that could have drifted"

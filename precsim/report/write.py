@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from precsim.runs.files import RunError, write_file
 from precsim.runs.results import Run
-from precsim.runs.run import StoredRun
+from precsim.runs.run import Source, stored
 
 if TYPE_CHECKING:
     from precsim.report.collect import Collected
@@ -20,8 +20,6 @@ MOST_RUNS = 8
 
 DRIFT = 6
 """Checkpoints at which gradients are compared, if nobody says how many."""
-
-Source = StoredRun | str | os.PathLike[str]
 
 
 def report(
@@ -51,12 +49,7 @@ def report(
     if not 1 <= len(given) <= MOST_RUNS:
         msg = f"expected 1 to {MOST_RUNS} runs in one report; got {len(given)}"
         raise RunError(msg)
-    opened = [
-        one
-        if isinstance(one, StoredRun)
-        else StoredRun(Path(one.path if isinstance(one, Run) else one))
-        for one in given
-    ]
+    opened = [stored(one) for one in given]
     whole = sum(len(run.records) for run in opened)
     found: list[Collected] = []
     for run, name in zip(opened, names([run.path for run in opened]), strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy.typing as npt
 
@@ -228,6 +228,23 @@ class StoredRun(Run):
             if thinned:
                 why = f"max_trace left the ops of every {thinned[0]}th step only"
         return f"no ops of step {step} in {self.path}: {why}; run.replay({step}).ops computes them"
+
+
+Source = Run | str | os.PathLike[str]
+"""A run that was recorded, or its directory."""
+
+
+def stored(run: Source) -> StoredRun:
+    """Return the recorded run that is meant: itself, or the one in a directory.
+
+    Raises `TypeError` for what is neither, `RunError` and `DamagedError` as `open_run` does.
+    """
+    if isinstance(run, Run):  # one that was not recorded says so, when it is asked for more
+        return cast(StoredRun, run)
+    if isinstance(run, str | os.PathLike):
+        return open_run(run)
+    msg = f"expected a recorded run or its directory; got {run!r}"
+    raise TypeError(msg)
 
 
 def _meet(entry: Entry, steps: range) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from precsim.analyse.timeline import timeline
 from precsim.analyse.twins import drifts
 from precsim.observe.trace import matches
 from precsim.runs.results import Run
-from precsim.runs.run import StoredRun
+from precsim.runs.run import Source, StoredRun, stored
 from precsim.show import plot
 from precsim.show.blame_plot import blame_bars, blame_bars_data
 from precsim.show.canvas import Data
@@ -180,7 +181,7 @@ FIGURES: Mapping[str, Callable[..., Figure]] = {
 """Name in a figure's JSON -> function that draws it, on a figure of its own."""
 
 
-def collect(name: str, runs: StoredRun | Sequence[StoredRun], **asked: Any) -> Data:
+def collect(name: str, runs: Source | Sequence[Source], **asked: Any) -> Data:
     """Return the data of a figure about a run, or several; `asked` are other fields of `Asked`.
 
     Raises as `draw` does.
@@ -188,7 +189,8 @@ def collect(name: str, runs: StoredRun | Sequence[StoredRun], **asked: Any) -> D
     if name not in KINDS:
         msg = f"no figure {name!r}: expected one of {', '.join(KINDS)}"
         raise ValueError(msg)
-    several, of = [runs] if isinstance(runs, Run) else runs, KINDS[name].of
+    given = [runs] if isinstance(runs, Run | str | PathLike) else runs
+    several, of = [stored(run) for run in given], KINDS[name].of
     if of == STEP and "step" not in asked:
         msg = f"the figure {name} is of one step: expected its number, step=137 or --step 137"
         raise ValueError(msg)
@@ -198,7 +200,7 @@ def collect(name: str, runs: StoredRun | Sequence[StoredRun], **asked: Any) -> D
     return KINDS[name].collect(Asked(several, **asked))
 
 
-def draw(name: str, runs: StoredRun | Sequence[StoredRun], title: str = "", **asked: Any) -> Axes:
+def draw(name: str, runs: Source | Sequence[Source], title: str = "", **asked: Any) -> Axes:
     """Return the axes of a figure about a run, or several; of several panels the first.
 
     `name` is one of those that `precsim plot` lists.  `asked`: ``step=137``, which a figure of one

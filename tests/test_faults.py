@@ -141,6 +141,63 @@ def test_updates_that_bf16_weights_swallow(swamped):
     check_search(step, 0.5, sites, kept)
 
 
+@pytest.fixture(scope="module")
+def swamped_master(tmp_path_factory):
+    """The optimizer's own copy is bf16, too: that there is one helps nobody."""
+    policy = MASTER.replace("master_weights=fp32", "master_weights=bf16")
+    config = CONFIG.change(policy=policy, lr=1e-4, schedule="constant", warmup=0, steps=4)
+    return ps.train(config, out=tmp_path_factory.mktemp("run") / "swamped_master")
+
+
+def test_updates_that_a_master_copy_in_bf16_swallows(swamped_master):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    before, after = swamped_master.at(2).model.parameters, swamped_master.at(3).model.parameters
+    kept = {n: float(np.mean(w.numpy() == after[n].numpy())) for n, w in before.items()}
+    step = whole_step(swamped_master, moment_at(swamped_master, 2))
+    found = diff.diff(step)
+    first = found.first_abnormal()
+    assert (first.path, first.verdict) == (
+        "master_weights/wte.weight/apply_update",
+        diff.Verdict.LOST,
+    )
+    lost = {r.path.split("/")[1] for r in found.rows if r.verdict is not diff.Verdict.OK}
+    assert lost == {name for name, share in kept.items() if share > 0.5}
+
+    changes = step.reference()
+    size = math.sqrt(sum(float(np.square(change).sum()) for change in changes.values()))
+    sites = [site for site in step.sites() if site.role in ("master_weights", "weights")]
+    shares = {one.site.name: one for one in blame.blame(step, sites).shares}
+    for name, change in changes.items():
+        exact = before[name].numpy().astype(float) + change
+        lost = exact.astype(bfloat16).astype(float) - exact
+        alone = shares[f"master_weights/{name}/apply_update"].alone
+        assert alone == pytest.approx(float(np.linalg.norm(lost)) / size, rel=1e-6)
+    assert shares["weights//cast"].alone == shares["weights//cast"].removes == 0  # all fit in bf16
+    kept_high = search.search(step, 0.5)
+    assert {site.name for site in kept_high.keep} <= {
+        f"master_weights/{name}/apply_update" for name in before
+    }
+    check_search(step, 0.5, sites, kept_high)
+
+
+def test_a_weight_gradient_that_stays_high_is_not_rounded_on_its_way_to_a_master_copy(run):
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    policy = ps.Policy.parse(MASTER)
+    moment = moment_at(run, 29).at(policy=policy)
+
+    def on_the_grid(gradient):
+        return bool((gradient == gradient.astype(bfloat16).astype(float)).all())
+
+    low = moment.gradients()
+    assert all(on_the_grid(gradient) for gradient in low.values())
+    site = next(s for s in moment.sites() if s.name == "weight_gradients/head/matmul")
+    high = moment.gradients(promote(policy, [site]))
+    assert [name for name, gradient in high.items() if not on_the_grid(gradient)] == ["head.weight"]
+    assert np.array_equal(high["head.weight"].astype(bfloat16), low["head.weight"].astype(bfloat16))
+    everything = moment.gradients(promote(policy, moment.sites()))
+    assert relative_error(everything, moment.reference()) < 1e-7  # what is left is fp32's own
+
+
 def test_a_whole_step_does_what_the_run_did(swamped):
     """The weights' changes are those between the states that the run itself went through."""
     step = whole_step(swamped, moment_at(swamped, 2))

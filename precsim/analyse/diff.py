@@ -108,16 +108,17 @@ LOCAL_LIMIT = 2.0
 def diff(moment: Moment, low: Policy | str | None = None, high: Policy | str = REFERENCE) -> Diff:
     """Compare a moment's step under `low` (None: its own policy) with the same under `high`.
 
+    An update of the weights is one, whichever of the two keeps a master copy to make it in.
     Raises `ValueError` where the two policies do not run the same ops (granularity, or casts that
     only one of them makes are left out of the comparison).
     """
     truth: dict[tuple[str, int], Event] = {}
-    moment.gradients(high, observers=[lambda e: truth.update({(e.path, e.call): e})])
+    moment.gradients(high, observers=[lambda e: truth.update({_place(e): e})])
     rows: list[Row] = []
     finest = finest_unit(moment.policy if low is None else Policy.parse(low))
 
     def judge(event: Event) -> None:
-        other = truth.get((event.path, event.call))
+        other = truth.get(_place(event))
         if other is not None and other.rounded.shape == event.rounded.shape:
             healthy = all(r.verdict is Verdict.OK for r in rows)
             u = max(element_of(event.format).u, element_of(other.format).u, finest)
@@ -128,6 +129,12 @@ def diff(moment: Moment, low: Policy | str | None = None, high: Policy | str = R
         msg = "the two policies have no op in common: compare runs of the same granularity"
         raise ValueError(msg)
     return Diff(tuple(rows))
+
+
+def _place(event: Event) -> tuple[str, int]:
+    """Return what the same op of another policy has in common: a master copy is the weights."""
+    master = event.role == "master_weights" and event.kind != "cast"
+    return f"weights/{event.scope}/{event.op}" if master else event.path, event.call
 
 
 def _row(index: int, event: Event, other: Event, u: float, *, healthy: bool) -> Row:

@@ -175,26 +175,34 @@ WEIGHTS = Site("weights", "", "cast")
 
 
 def promote(policy: Policy, sites: Iterable[Site], to: str = "fp64") -> Policy:
-    """Return `policy` with the given sites, and only those, in a wide format."""
+    """Return `policy` with the given sites, and only those, in a wide format.
+
+    A master copy stays as it is: its rounding is another site.
+    """
     chosen = list(sites)
     if WEIGHTS in chosen:
-        wide, none = Precision.parse(to), Precision("none")
         others = tuple(rule for rule in policy.rules if rule.role != "weights")
-        policy = replace(
-            policy, weights=wide, master_weights=none, initial_weights=None, rules=others
-        )
+        policy = replace(policy, weights=Precision.parse(to), initial_weights=None, rules=others)
     rules = tuple(site.rule(to) for site in chosen if site != WEIGHTS)
+    if policy.has_master:  # on its way to the master copy a gradient is cast, and stays high there
+        scopes = dict.fromkeys(site.scope for site in chosen if site.role == "weight_gradients")
+        rules += tuple(Site("weight_gradients", scope, "cast").rule(to) for scope in scopes)
     return replace(policy, rules=rules + policy.rules, arithmetic="exact")
 
 
 def only(policy: Policy, sites: Iterable[Site]) -> Policy:
-    """Return fp64 everywhere but at the given sites, which round as `policy` has them round."""
+    """Return fp64 everywhere but at the given sites, which round as `policy` has them round.
+
+    There is a master copy where `policy` has one, for its updates are sites.
+    """
     chosen = list(sites)
     high = replace(REFERENCE, granularity=policy.granularity)
+    if policy.has_master:
+        high = replace(high, master_weights=high.weights)
     kept: tuple[Rule, ...] = ()
     if WEIGHTS in chosen:
-        high = replace(high, weights=policy.weights, master_weights=policy.master_weights)
-        kept = tuple(rule for rule in policy.rules if rule.role in ("weights", "master_weights"))
+        high = replace(high, weights=policy.weights)
+        kept = tuple(rule for rule in policy.rules if rule.role == "weights")
     rules = tuple(_low_rule(policy, site) for site in chosen if site != WEIGHTS)
     return replace(high, rules=(*rules, *kept))
 

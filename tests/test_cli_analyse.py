@@ -102,9 +102,11 @@ def test_diff_against_another_policy_and_another_run(runs, narrow):
     updates = json.loads(narrow(*words, "update/*/sqrt", "--json")[1])["rows"]
     assert updates
     assert not any(row["same_bits"] for row in updates)  # there the optimizer itself is in bf16
-    code, out, err = narrow(*words, "apply_update")  # theirs is of masters, that one's of weights
+    masters = json.loads(narrow(*words, "apply_update", "--json")[1])["rows"]
+    assert {row["path"].split("/")[0] for row in masters} == {"master_weights"}  # its: the weights
+    code, out, err = narrow(*words, "apply_updates")
     assert (code, out) == (2, "")
-    assert "no op of that step matches 'apply_update'" in err
+    assert "no op of that step matches 'apply_updates'" in err
     code, out, _ = narrow("diff", runs / "good", runs / "bad", "--step", 1, "--json")
     assert code == 1
     found = json.loads(out)

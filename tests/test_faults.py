@@ -198,6 +198,23 @@ def test_a_weight_gradient_that_stays_high_is_not_rounded_on_its_way_to_a_master
     assert relative_error(everything, moment.reference()) < 1e-7  # what is left is fp32's own
 
 
+@pytest.mark.parametrize(("state", "lost"), [("fp16", True), ("bf16", False)])
+def test_a_second_moment_that_is_flushed_and_divided_by(state, lost, tmp_path):
+    """Adam's first step moves a weight by the learning rate, or less: m is g's size, so is sqrt(v)."""
+    config = CONFIG.change(
+        policy=f"optimizer_state={state}", schedule="constant", warmup=0, steps=2
+    )
+    run = ps.train(config.change(weight_decay=0.0), out=tmp_path / state)
+    before, after = run.at(0).model.parameters, run.at(1).model.parameters
+    moved = {n: np.abs(after[n].numpy().astype(float) - w.numpy()) for n, w in before.items()}
+    off = {n: np.linalg.norm(far[far > 0] / config.lr - 1) for n, far in moved.items()}
+    blown_up = {n for n, far in moved.items() if off[n] > diff.BLOWN_UP * np.sqrt((far > 0).sum())}
+    assert bool(blown_up) is lost
+    found = diff.diff(whole_step(run, moment_at(run, 0)))
+    told = {(r.path, r.verdict) for r in found.rows if r.verdict is not diff.Verdict.OK}
+    assert told == {(f"update/{name}/div", diff.Verdict.AMPLIFIED) for name in blown_up}
+
+
 def test_a_whole_step_does_what_the_run_did(swamped):
     """The weights' changes are those between the states that the run itself went through."""
     step = whole_step(swamped, moment_at(swamped, 2))
@@ -244,13 +261,17 @@ def test_a_skipped_step_changes_nothing_and_its_trials_are_its_own(run, tmp_path
         ps.recipe("torch_amp_fp16").settings(),
         ps.recipe("fp16_scaled").settings(),
         ps.recipe("apex_O2").settings(),
+        ps.recipe("deepseek_v3").settings(),
+        ps.recipe("te_mxfp8").settings(),
+        ps.recipe("bf16_kahan").settings(),
+        ps.recipe("adamw8bit").settings(),
     ],
     ids=str,
 )
 def test_a_healthy_run_gives_no_alarm(settings, tmp_path):
     run = ps.train(CONFIG.change(**settings, steps=12), out=tmp_path / "run")
     calm = [record.step for record in run.records if not record.skipped]
-    for step in calm[-1:]:
+    for step in calm[-4::3]:
         found = diff.diff(whole_step(run, moment_at(run, step)))
         assert found.first_abnormal() is None
     moment = moment_at(run, calm[-1])

@@ -10,7 +10,8 @@ run (a float64 reference, usually) is the truth; every op of the second is judge
 An op that rounds its inputs' errors through is "propagated"; one whose own rounding takes the error
 well above what its inputs and one rounding explain is "generated here", and so is one that makes NaN
 or infinities of finite inputs, where the first run has numbers; one that takes it there by
-arithmetic alone (cancellation) is "amplified".
+arithmetic alone is "amplified": by cancellation, to more than the policy's coarsest format explains,
+or in the optimizer by dividing by what was flushed, to a multiple of the right result.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from precsim.analyse.moment import REFERENCE, Moment, finest_unit
+from precsim.analyse.moment import REFERENCE, Moment, finest_unit, unit
 from precsim.engine.dispatch import Event
 from precsim.engine.policy import Policy
 from precsim.formats.modes import Rounding
@@ -98,6 +99,12 @@ class Diff:
 LIMIT = 3.0
 """How many times the expected error an op may have before it is abnormal."""
 
+BLOWN_UP = 3.0
+"""Error, relative to the right result, above which the optimizer's arithmetic blew something up.
+
+Dividing gradients by their own size makes signs of them, and if all are wrong they are off by 2.
+"""
+
 LOST_LIMIT = 0.5
 """Share of an op's updates that may change nothing, unless rounding is by chance."""
 
@@ -115,14 +122,15 @@ def diff(moment: Moment, low: Policy | str | None = None, high: Policy | str = R
     truth: dict[tuple[str, int], Event] = {}
     moment.gradients(high, observers=[lambda e: truth.update({_place(e): e})])
     rows: list[Row] = []
-    finest = finest_unit(moment.policy if low is None else Policy.parse(low))
+    judged = moment.policy if low is None else Policy.parse(low)
+    finest, coarsest = finest_unit(judged), unit(judged)
 
     def judge(event: Event) -> None:
         other = truth.get(_place(event))
         if other is not None and other.rounded.shape == event.rounded.shape:
             healthy = all(r.verdict is Verdict.OK for r in rows)
             u = max(element_of(event.format).u, element_of(other.format).u, finest)
-            rows.append(_row(len(rows), event, other, u, healthy=healthy))
+            rows.append(_row(len(rows), event, other, u, coarsest / u, healthy=healthy))
 
     moment.gradients(low, observers=[judge])
     if not rows:
@@ -137,7 +145,9 @@ def _place(event: Event) -> tuple[str, int]:
     return f"weights/{event.scope}/{event.op}" if master else event.path, event.call
 
 
-def _row(index: int, event: Event, other: Event, u: float, *, healthy: bool) -> Row:
+def _row(
+    index: int, event: Event, other: Event, u: float, coarsest: float, *, healthy: bool
+) -> Row:
     exact, rounded = event.exact, event.rounded
     local = _error(rounded, exact) / u
     total = _error(rounded, other.rounded) / u
@@ -149,9 +159,12 @@ def _row(index: int, event: Event, other: Event, u: float, *, healthy: bool) -> 
     overflowed = int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(rounded)))
     broken = int(np.count_nonzero(np.isfinite(other.rounded) & ~np.isfinite(rounded)))
     counts = count(event, histogram=False) if event.op == "apply_update" else OpCounts()
-    verdict = _verdict(local, expected, total, overflowed, healthy=healthy)
+    verdict = _verdict(local, expected, total, coarsest, overflowed, healthy=healthy)
     if event.phase == "update" and not (event.role == "weights" and event.kind == "cast"):
         verdict = _verdict_on_update(event, counts.swamped_share, overflowed)
+        blown_up = np.isfinite(total) and total * u > BLOWN_UP and total > LIMIT * expected
+        if verdict is Verdict.OK and event.role == "update" and blown_up:
+            verdict = Verdict.AMPLIFIED
     if broken and not overflowed:
         came_in = not all(np.isfinite(array).all() for array in event.inputs)
         verdict = Verdict.PROPAGATED if came_in else Verdict.GENERATED
@@ -175,12 +188,15 @@ def _row(index: int, event: Event, other: Event, u: float, *, healthy: bool) -> 
 
 
 def _verdict(
-    local: float, expected: float, total: float, overflowed: int, *, healthy: bool
+    local: float, expected: float, total: float, coarsest: float, overflowed: int, *, healthy: bool
 ) -> Verdict:
-    """Judge one op; while all before it were ok (`healthy`), there is nothing to propagate."""
+    """Judge one op; while all before it were ok (`healthy`), there is nothing to propagate.
+
+    `coarsest`: the unit roundoff of the policy's coarsest format, in this op's.
+    """
     if overflowed or (local > LOCAL_LIMIT and total > LOCAL_LIMIT):
         return Verdict.GENERATED
-    if np.isfinite(total) and total > LIMIT * expected:
+    if np.isfinite(total) and total > LIMIT * max(expected, LIMIT * coarsest):
         return Verdict.AMPLIFIED
     if not healthy and not total <= LIMIT * LIMIT:
         return Verdict.PROPAGATED
@@ -190,7 +206,8 @@ def _verdict(
 def _verdict_on_update(event: Event, swamped: float, overflowed: int) -> Verdict:
     """Judge an op of the optimizer by what it loses.
 
-    Not by its distance: dividing a gradient by its own size makes any error as large as itself.
+    Not by its distance, short of `BLOWN_UP`: dividing a gradient by its own size makes any error as
+    large as itself.
     """
     if overflowed:
         return Verdict.GENERATED

@@ -32,7 +32,7 @@ from precsim.cli_shared import (
 )
 from precsim.engine.policy import Policy
 from precsim.observe.counters import OpCounts, total
-from precsim.observe.trace import matches
+from precsim.observe.trace import matches, unmatched
 from precsim.recipes import RECIPES, recipe
 from precsim.runs.config import TrainConfig, parse_assignments, read
 from precsim.runs.data import load
@@ -101,8 +101,8 @@ def _worst(ops: list[Op]) -> list[Op]:
 def _chosen(ops: list[Op], glob: str | None) -> list[Op]:
     """Return the ops that a glob names; exit with 2 where it names none."""
     chosen = [one for one in ops if glob is None or matches(one.counts.path, glob)]
-    if not chosen:
-        fail(NO_OP.format(glob), 2)
+    if glob is not None and not chosen:
+        fail(NO_OP.format(glob, unmatched(glob, [one.counts.path for one in ops])), 2)
     return chosen
 
 
@@ -172,8 +172,8 @@ def diff(
     with reading_input():
         found = ask.diff(open_run(folder), step, None if other is None else open_run(other), truth)
     rows = [row for row in found.rows if op is None or matches(row.path, op)]
-    if not rows:
-        fail(NO_OP.format(op), 2)
+    if op is not None and not rows:
+        fail(NO_OP.format(op, unmatched(op, [row.path for row in found.rows])), 2)
     first = found.first_abnormal()
     if as_json:
         firsts = {"first_abnormal": first, "first_broken": found.first_broken()}

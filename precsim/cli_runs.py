@@ -28,6 +28,7 @@ from precsim.cli_shared import (
 )
 from precsim.engine.context import using
 from precsim.observe.costs import sentence
+from precsim.observe.trace import unmatched
 from precsim.recipes import RECIPES, recipe
 from precsim.runs.check import Report
 from precsim.runs.check import check as check_run
@@ -135,7 +136,7 @@ def replay(
         found, difference = error.replay, str(error)
     ops = found.ops.where(op=op)
     if op is not None and not len(ops):
-        fail(NO_OP.format(op), 2)
+        fail(NO_OP.format(op, unmatched(op, found.ops.paths())), 2)
     if as_json:
         facts = {"record": found.record.to_dict(), "compared": found.compared,
                  "difference": found.difference, "ops": list(ops.rows())}  # fmt: skip

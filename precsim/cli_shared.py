@@ -25,7 +25,7 @@ TextFile = Annotated[
     str | None, typer.Option("--text", metavar="FILE", help="Train on this file, byte by byte.")
 ]
 
-NO_OP = "no op of that step matches {!r}: try --op '*' to see their names"
+NO_OP = "no op of that step matches {!r}: {} (--op '*' shows all)"
 
 
 class BadInput(Exception):

@@ -108,6 +108,8 @@ def test_levels(tmp_path):
         ps.observe(format="fp17")
     with pytest.raises(ValueError, match="at least 1"):
         ps.observe(last=0)
+    with pytest.raises(ValueError, match="unknown role 'gradient': expected one of activations"):
+        ps.observe(role="gradient")
 
 
 def test_a_breakpoint_ends_the_block_and_keeps_what_was_there():

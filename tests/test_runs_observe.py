@@ -84,7 +84,8 @@ def test_a_level_records_what_it_says(tmp_path):
     assert place == ("gradients/head/matmul", 0)
     recorded = run["tensors"].ops(0, op=place[0])
     assert digest(array, ps.format("e5m2")) == recorded["hash"][0]
-    assert not run["tensors"].tensors(0, op="softmax")
+    with pytest.raises(RunError, match="no tensors of step 0 and op 'softmax': try run"):
+        run["tensors"].tensors(0, op="softmax")
 
 
 def test_tensors_are_not_written_over_later(tmp_path):

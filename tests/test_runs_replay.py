@@ -52,6 +52,23 @@ def test_what_train_returns_is_what_open_reads(tmp_path):
         read.weights  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("matmull", "did you mean matmul"),
+        ("blocks.0.attm", r"did you mean blocks\.0\.attn"),
+        ("gradients", r"a name has to match as a whole: did you mean '\*gradients\*'\?"),
+        ("zzz", "there are accumulate, add, .*softmax"),
+    ],
+)
+def test_a_name_that_no_op_has_is_an_error_that_helps(stored, pattern, hint):
+    for ask in (stored.ops, lambda op: stored.ops(3, op=op), lambda op: stored.replay(3, op)):
+        with pytest.raises(RunError, match=f"no .*op.* matches '{pattern}': {hint}"):
+            ask(op=pattern)
+    with pytest.raises(ValueError, match="unknown phase 'backwards': expected one of forward, "):
+        stored.ops(3, phase="backwards")
+
+
 def test_columns_of_some_ops_of_some_steps(stored):
     everything = stored.ops()
     assert np.unique(everything["step"]).tolist() == list(range(7))
@@ -64,9 +81,13 @@ def test_columns_of_some_ops_of_some_steps(stored):
     backward = stored.ops(3, phase="backward")
     assert set(backward["phase"]) == {"backward"}
     assert len(backward.where(op="matmul")) == sum(backward["op"] == "matmul")
-    assert len(stored.ops(3, op="no such")) == 0
-    assert stored.ops(3, op="no such")["flushed_share"].shape == (0,)
-    assert stored.ops(3, op="no such")["histogram"].shape[0] == 0
+    nothing = one.where(op="no such")
+    assert len(nothing) == len(stored.ops(range(0))) == len(stored.ops(3, format="fp16")) == 0
+    assert nothing["flushed_share"].shape == (0,)
+    assert nothing["histogram"].shape[0] == 0
+    for unknown in ("fase", "Phase"):
+        with pytest.raises(KeyError, match=f"no column '{unknown}': expected one of path"):
+            stored.ops(3, **{unknown: "backward"})
     with pytest.raises(KeyError, match="no column 'loss': expected one of path"):
         one["loss"]
     row = next(iter(one.rows()))

@@ -19,7 +19,7 @@ from precsim.analyse.recorded import moment_at
 from precsim.analyse.trials import Trials
 from precsim.analyse.whole_step import whole_step
 from precsim.engine.policy import Policy
-from precsim.observe.trace import matches
+from precsim.observe.trace import matches, unmatched
 from precsim.runs.files import RunError
 from precsim.runs.run import Source, StoredRun, stored
 
@@ -35,9 +35,11 @@ def moment_of(run: StoredRun, step: int, *, update: bool = False) -> Moment:
 
 def sites_of(moment: Moment, op: str | None = None) -> list[Site]:
     """Return the sites that a glob names (None: all); raise `RunError` where there are none."""
-    found = [site for site in moment.sites() if op is None or matches(site.name, op)]
-    if not found:
-        msg = f"no op of that step's gradient matches {op!r}"
+    every = moment.sites()
+    found = [site for site in every if op is None or matches(site.name, op)]
+    if op is not None and not found:
+        names = [site.name for site in every]
+        msg = f"no op of that step's gradient matches {op!r}: {unmatched(op, names)}"
         raise RunError(msg)
     return found
 

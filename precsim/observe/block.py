@@ -20,7 +20,7 @@ from precsim.formats.registry import AnyFormat
 from precsim.formats.registry import format as resolve
 from precsim.observe.counters import OpCounts, total
 from precsim.observe.guard import Breakpoint
-from precsim.observe.trace import Level, Tracer, matches
+from precsim.observe.trace import Level, Tracer, check_words, matches
 
 
 @dataclass
@@ -65,7 +65,8 @@ class Observation:
     `stop` is asked about each op that was seen (`Seen`): where it says yes the block ends there,
     without an error, and `stopped` says where.  A recorded run that is stopped so can be resumed.
 
-    Changes no bit of what it watches.  Raises `ValueError` for an unknown level or format.
+    Changes no bit of what it watches.  Raises `ValueError` for an unknown level, phase, role or
+    format.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Observation:
         if last < 1:
             msg = f"last must be at least 1, the number of ops to keep; got {last}"
             raise ValueError(msg)
+        check_words(phase, role)
         self._wanted = {"phase": phase, "role": role}
         self._op, self._keep, self._stop = op, keep, stop
         self._format = None if format is None else resolve(format)

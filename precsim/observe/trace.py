@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from hashlib import blake2b
 from math import nan
@@ -29,6 +30,7 @@ import numpy.typing as npt
 
 from precsim.backend import to_numpy
 from precsim.engine.dispatch import Event
+from precsim.engine.rule import PHASES
 from precsim.formats.format import Format
 from precsim.formats.registry import AnyFormat
 from precsim.observe.counters import OpCounts, Pending, note, read
@@ -77,6 +79,28 @@ def matches(path: str, pattern: str) -> bool:
     _, _, rest = path.partition("/")
     scope, _, op = rest.rpartition("/")
     return any(fnmatchcase(part, pattern) for part in (path, scope, op))
+
+
+def check_words(phase: str | None, role: str | None) -> None:
+    """Raise `ValueError` for a phase or a role that there is not."""
+    for what, word, known in (("phase", phase, PHASES.values()), ("role", role, PHASES)):
+        if word is not None and word not in known:
+            msg = f"unknown {what} {word!r}: expected one of {', '.join(dict.fromkeys(known))}"
+            raise ValueError(msg)
+
+
+def unmatched(pattern: str, paths: Collection[str]) -> str:
+    """Return what to try where a glob names none of some ops: the end of a message."""
+    parts: dict[str, None] = {}
+    for path in paths:
+        _, _, rest = path.partition("/")
+        scope, _, op = rest.rpartition("/")
+        parts |= dict.fromkeys((op, scope, path))
+    if any(pattern in part for part in parts):
+        return f"a name has to match as a whole: did you mean '*{pattern}*'?"
+    near = get_close_matches(pattern, parts, n=2)
+    ops = sorted({path.rpartition("/")[2] for path in paths})
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(ops)}"
 
 
 @dataclass

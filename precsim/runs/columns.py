@@ -167,9 +167,7 @@ class OpTable:
         return (*_NUMBERED, *_OF_PATH, "source", "row", *_FIELDS, "hash", "err_rel", *_DERIVED)
 
     def __getitem__(self, name: str) -> npt.NDArray[Any]:
-        if name not in (*self.columns, "histogram"):
-            msg = f"no column {name!r}: expected one of {', '.join(self.columns)} or histogram"
-            raise KeyError(msg)
+        self._check(name)
         parts = [_column(chunk, name) for chunk in self._chunks]
         return np.concatenate(parts or [_column(Chunk().drain(), name)])
 
@@ -177,8 +175,10 @@ class OpTable:
         """Return the rows of some steps, of ops that a glob names, and with columns as `wanted`.
 
         ``op`` is matched as in `precsim.observe.trace.matches`; ``phase="backward"`` and the like
-        compare whole words.
+        compare whole words.  Raises `KeyError` for a column that there is not.
         """
+        for name in wanted:
+            self._check(name)
         found = []
         for chunk in self._chunks:
             keep = np.ones(len(chunk["step"]), bool)
@@ -191,6 +191,10 @@ class OpTable:
                 keep &= _column(chunk, name) == value
             found.append(select(chunk, keep))
         return OpTable(found)
+
+    def paths(self) -> list[str]:
+        """Return the path of every op, once."""
+        return list(dict.fromkeys(self["path"].tolist()))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield each row as plain values by column, without the histogram."""
@@ -206,6 +210,11 @@ class OpTable:
             msg = "to_pandas needs pandas: try `pip install pandas`, or the columns as they are"
             raise RunError(msg) from None
         return pd.DataFrame({name: self[name] for name in self.columns})
+
+    def _check(self, name: str) -> None:
+        if name not in (*self.columns, "histogram"):
+            msg = f"no column {name!r}: expected one of {', '.join(self.columns)} or histogram"
+            raise KeyError(msg)
 
     def __repr__(self) -> str:
         steps, paths = np.unique(self["step"]), np.unique(self["path"])

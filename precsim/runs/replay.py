@@ -10,7 +10,7 @@ import numpy as np
 from precsim.engine.context import Observer, using
 from precsim.engine.dispatch import Event
 from precsim.observe.guard import guarded
-from precsim.observe.trace import Level, Tracer, matches
+from precsim.observe.trace import Level, Tracer, matches, unmatched
 from precsim.runs.columns import Chunk, OpTable
 from precsim.runs.data import Corpus
 from precsim.runs.files import RunError
@@ -66,7 +66,7 @@ def replay(
     """Run a recorded step again, from the nearest checkpoint, watched at another level.
 
     `op` is a glob (see `precsim.observe.trace.matches`) for the ops to keep as events, arrays and
-    all.  `verify` compares the step's record and each op's hash with what was recorded.
+    all; one that names none is an error.  `verify` compares the step's record and each op's hash with what was recorded.
 
     Raises `RunError` for a step that was not recorded, `ReplayError` where something differs.
     """
@@ -87,6 +87,9 @@ def replay(
     chunk = Chunk()
     chunk.add(trace)
     ops = OpTable([chunk.drain()])
+    if op is not None and not kept.events:
+        msg = f"no op of step {step} matches {op!r}: {unmatched(op, kept.paths)}"
+        raise RunError(msg)
     replayed = Replay(step, record, ops, tuple(kept.events))
     return _verified(replayed, folder, records[step]) if verify else replayed
 
@@ -97,8 +100,10 @@ class _Keeper:
     def __init__(self, op: str | None) -> None:
         self._op = op
         self.events: list[Event] = []
+        self.paths: dict[str, None] = {}
 
     def __call__(self, event: Event) -> None:
+        self.paths[event.path] = None
         if self._op is not None and matches(event.path, self._op):
             self.events.append(event)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from precsim.engine.context import Observer
 from precsim.nn.gpt import GPT
 from precsim.observe.counters import OpCounts
-from precsim.observe.trace import Level
+from precsim.observe.trace import Level, check_words, unmatched
 from precsim.runs.checkpoint import totals
 from precsim.runs.columns import OpTable, arrays_to_tensors, check_chunk
 from precsim.runs.data import Corpus
@@ -91,23 +91,32 @@ class StoredRun(Run):
         `op` is a glob for path, scope or op ("gradients/*", "blocks.0.*", "matmul"); ``phase=``,
         ``role=``, ``format=`` and the like compare whole words.
         Raises `RunError` for one step whose ops are not in the trace: not run, not watched, not
-        written yet, or thinned out.
+        written yet, or thinned out; and where there are ops, and `op` names none of them.
+        `KeyError` for a column that there is not, `ValueError` for such a phase or role.
         """
+        check_words(wanted.get("phase"), wanted.get("role"))
         steps = self._range(step)
         table = OpTable(self._chunks(steps)).where(steps=steps)
         if isinstance(step, Integral) and not len(table):
             raise RunError(self._why_no_ops(int(step)))
-        return table.where(op=op, **wanted)
+        found = table.where(op=op)
+        if op is not None and len(table) and not len(found):
+            msg = f"no recorded op matches {op!r}: {unmatched(op, table.paths())}"
+            raise RunError(msg)
+        return found.where(**wanted)
 
     def tensors(self, step: int, op: str = "*") -> dict[tuple[str, int], npt.NDArray[Any]]:
         """Return whole results by (path, call), of a run recorded with observe=tensors:PATTERN.
 
-        Raises `RunError` where none of that step were recorded; `replay` has them all.
+        Raises `RunError` where none of that step, or by that name, were recorded; `replay` has them.
         """
         for entry in self._index.of("tensors"):
             if entry.first == step:
-                return arrays_to_tensors(read_arrays(self.path, entry), op)
-        msg = f"{self.path} has no tensors of step {step}: try run.replay({step}, op={op!r}).events"
+                found = arrays_to_tensors(read_arrays(self.path, entry), op)
+                if found:
+                    return found
+        which = f"step {step}" if op == "*" else f"step {step} and op {op!r}"
+        msg = f"{self.path} has no tensors of {which}: try run.replay({step}, op={op!r}).events"
         raise RunError(msg)
 
     def at(self, step: int) -> Trainer:

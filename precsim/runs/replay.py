@@ -66,9 +66,10 @@ def replay(
     """Run a recorded step again, from the nearest checkpoint, watched at another level.
 
     `op` is a glob (see `precsim.observe.trace.matches`) for the ops to keep as events, arrays and
-    all; one that names none is an error.  `verify` compares the step's record and each op's hash with what was recorded.
+    all.  `verify` compares the step's record and each op's hash with what was recorded.
 
-    Raises `RunError` for a step that was not recorded, `ReplayError` where something differs.
+    Raises `RunError` for a step that was not recorded or an `op` that names none, `ReplayError`
+    where something differs.
     """
     manifest = read_manifest(folder)
     records = {record.step: record for record in read_steps(folder, manifest.start).records}

@@ -43,7 +43,7 @@ check("there are 127 of them from 0 up", len(values) == 127)
 check("precsim has the same ones", values == ps.format("e4m3").values()[-127:])
 
 # %% [markdown]
-# **Predict.** 256 numbers, one of them zero. How large is the largest number of e4m3?
+# **Predict.** 256 codes, half of them with a minus. How large is the largest number of e4m3?
 
 # %%
 my_guess = None  # a number

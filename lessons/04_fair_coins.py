@@ -86,7 +86,7 @@ def of_both_signs(rng, n):
 
 def slope(found):
     """Return the power of n by which an error grows."""
-    return np.polyfit(np.log2(COUNTS), np.log2(found), 1)[0]
+    return float(np.polyfit(np.log2(COUNTS), np.log2(found), 1)[0])
 
 
 WAYS = ("nearest", "stochastic", "toward_zero")

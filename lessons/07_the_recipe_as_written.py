@@ -29,7 +29,8 @@ from precsim.show.style import BLACK, BLUE, GREY, look
 # 1. Take a trained model. 2. Put its weights into half precision. 3. Compute the forward pass in
 # single and the backward pass in half precision. 4. Check the metrics from time to time, and adjust
 # the precision. A master copy of the weights, a scaled loss, ops that stay in fp32: not a word of
-# these. We call the recipe `seed_mixed`; it says itself where it departs from standard practice.
+# these. We call the recipe `seed_mixed`, and the text's other one, all in half, `seed_low`. Each says
+# where it departs from standard practice; `precsim train --init` starts it from a trained model.
 
 # %%
 print(*ps.recipe("seed_mixed").banner(), sep="\n")
@@ -86,7 +87,6 @@ BASE = ps.TrainConfig(
 )  # fmt: skip
 RECIPES = ("seed_mixed", "half", "torch_amp_fp16", "apex_O2", "keras_mixed_float16")
 K = np.arange(0, 17, 8 if quick() else 2)
-
 
 error = {}
 for seed in seeds(3):
@@ -192,7 +192,7 @@ def largest_lost_update(code):
 
 # %% [markdown]
 # **In practice.** Under `torch.autocast` the forward pass decides; do not call `half()` beside it.
-# Apex O2 has fp32 master weights, Keras' mixed_float16 fp32 variables; all three scale the loss.
+# Apex O2 has fp32 master weights, Keras fp32 variables. All three adapt a loss scale, not the formats.
 #
 # **On your own.** 1. `precsim recipes diff seed_mixed torch_amp_fp16`. 2. `snippet.run("bf16",
 # data=snippet.teacher_data(), batch=64, steps=3000, lr=0.001)`: how far does it get, and "fp32"?

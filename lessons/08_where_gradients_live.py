@@ -39,8 +39,8 @@ check("a little more does not", ps.quantize(1.01 * 2.0**-25, "fp16") == 2.0**-24
 # ## Train in fp32, and look
 # All 301 steps run in fp32, so nothing is lost. An observer counts the exponents of every gradient
 # of an *activation*, that is, of what flows back through the layers; the first number of the
-# backward pass, which is 1, is left out. Half of the positions carry no loss; their gradients are
-# exactly zero, are not numbers that rounding could lose, and are not counted.
+# backward pass, which is 1, is left out. Half of the positions carry no loss, so many gradients there
+# are exactly zero. These are not numbers that rounding could lose, and are not counted.
 
 # %%
 LOOK_AT = (0, 30, 100) if quick() else (0, 30, 100, 300)

@@ -108,7 +108,7 @@ for seed in seeds(3):
 # ## One step
 # The next step of the fp32 run, computed in fp16 at every scale from the same weights and the same
 # batch: how many results of its backward pass became zero, and how far is its gradient from
-# float64's? The plateau of one step is that of the run. Below it, S = 1 op by op.
+# float64's? Its plateau lies further right: late gradients are small. Below, S = 1 op by op.
 
 # %%
 moment = moment_of(exact, FP16)
@@ -118,7 +118,7 @@ for k, row in at.items():
 check("S = 1: more than 5 % of its results become zero", at[0].flushed > 0.05, at[0].flushed)
 check("and yet the gradient is right to 3 %", at[0].error < 0.03, at[0].error)
 check("S = 2^-12: more than half of it is wrong", at[-12].error > 0.5, at[-12].error)
-check("S = 2^12: it is right to 0.5 %", at[12].error < 0.005, at[12].error)
+check("S = 2^12, even 2^24: right to 0.5 %", max(at[12].error, at[24].error) < 0.005, at[24].error)
 step = show_step(moment, figure="09_one_step")
 
 # %% [markdown]

@@ -103,7 +103,7 @@ for seed, rows in error.items():
 # %% [markdown]
 # ## One step
 # The last of these in fp8, op by op. No op is in trouble: the error is that of thousands of numbers
-# with 3 or 4 significand bits each.
+# with 3 or 4 significand bits each. (The table counts in u of e5m2, the coarser one, which is 2^-3.)
 
 # %%
 fp8 = ps.Policy.parse(FORMATS["e4m3"])

@@ -31,9 +31,10 @@ from precsim.show.style import GREEN, GREY, VERMILLION
 #     P = exp(S - m)      rounded to bf16
 #     O = sum of P V      added up in fp32, then rounded to bf16
 #
-# Only the last rounding is looked at here. When two keys are alike, two scores are the largest, and
-# both weights are exactly 1. The others are far below: here by 14 and more, so exp(-14), about 10^-6.
-# The values of a trained model are often of one sign; here all are between -4 and -2.
+# The mean is O over the sum of P; only the rounding of O is looked at here. When two keys are alike,
+# two scores are the largest, and both weights are exactly 1. The others are far below: here by 14 and
+# more, so exp(-14), about 10^-6. The values of a trained model are often of one sign; here all are
+# between -4 and -2.
 
 # %%
 ROWS, KEYS = 4_000 if quick() else 40_000, 64

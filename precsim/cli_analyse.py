@@ -192,9 +192,16 @@ def diff(
 
 
 def _interesting(rows: list[diffing.Row]) -> list[diffing.Row]:
-    """Return the ops that are not ok, and those with the largest errors, in order."""
-    order = sorted(rows, key=lambda r: (r.verdict is diffing.Verdict.OK, -r.total))
-    abnormal = sum(r.verdict is not diffing.Verdict.OK for r in rows)
+    """Return the ops that are not ok, and those with the largest errors, in order.
+
+    Where there is no room for all, the first goes before the others, and a cause before what it did.
+    """
+    ok, effect = diffing.Verdict.OK, diffing.Verdict.PROPAGATED
+    first = next((r for r in rows if r.verdict is not ok), None)
+    order = sorted(
+        rows, key=lambda r: (r is not first, r.verdict is ok, r.verdict is effect, -r.total)
+    )
+    abnormal = sum(r.verdict is not ok for r in rows)
     return sorted(order[: max(WORST, min(abnormal, 2 * WORST))], key=lambda r: r.index)
 
 

@@ -151,8 +151,12 @@ def _study(head: Head, mode: Mode, figures: Path | None) -> Outcome:
         lines = [
             f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(head.path)
         ]
-        place = f"line {lines[-1].lineno}: {lines[-1].line}" if lines else "before its first line"
-        fail(f"{head.path.name} stopped at {place} ({type(error).__name__}: {error})", 1)
+        name = head.path.name
+        if isinstance(error, SyntaxError) and error.filename == str(head.path):
+            line = (error.text or "").strip()
+            fail(f"{name} does not start: line {error.lineno}: {line} ({error.msg})", 1)
+        place = f"at line {lines[-1].lineno}: {lines[-1].line}" if lines else "before its first line"
+        fail(f"{name} stopped {place} ({type(error).__name__}: {error})", 1)
 
 
 def _ending(outcome: Outcome) -> str:

@@ -94,6 +94,15 @@ def test_diff_names_the_first_abnormal_op_and_passes_a_healthy_step(runs, narrow
     assert "propagated" not in out
 
 
+def test_diff_has_the_first_abnormal_op_in_its_table(narrow, tmp_path):
+    """Where the gradient vanishes more ops are off than a table has room for, most by more than it."""
+    settings = ps.recipe("fp16").settings()
+    ps.train(CONFIG.change(micro_batches=2**16, **settings), out=tmp_path / "run")
+    code, out, err = narrow("diff", tmp_path / "run", "--step", 0)
+    assert (code, err) == (1, f"precsim: first abnormal op: {GUILTY}: generated here\n")
+    assert f"{GUILTY} " in out.partition("\n\n")[0]
+
+
 def test_diff_against_another_policy_and_another_run(runs, narrow):
     words = ("diff", runs / "good", "--step", 1, "--against", UNIFORM, "--op")
     code, out, _ = narrow(*words, "gelu", "--json")

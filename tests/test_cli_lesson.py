@@ -75,16 +75,28 @@ def test_a_slip_of_the_reader_is_shown_where_it_is(course, lesson):
     assert "ZeroDivisionError" in err
 
 
+def test_a_lesson_that_is_no_python_shows_the_line(course, lesson):
+    text = LESSON.replace("MORE", "True") + "\n    retrun 3\n"
+    (course / "42_answer.py").write_text(text)
+    code, _, err = lesson("run", "42")
+    assert code == 1
+    wrong = text.splitlines().index("    retrun 3") + 1
+    assert f"42_answer.py does not start: line {wrong}: retrun 3 (" in err
+    assert len(err.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("run",), "which lesson"),
-        (("run", "7"), "expected one of 42"),
+        (("run", ""), "expected one of 00, 42"),
+        (("run", "7"), "expected one of 00, 42"),
         (("run", "42", "--quick", "--full"), "opposites"),
-        (("notebook", "x"), "expected one of 42"),
+        (("notebook", "x"), "expected one of 00, 42"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_2(course, lesson, words, said):
+    (course / "00_tour.py").write_text(LESSON.replace("# 42 -", "# 00 -").replace("MORE", "True"))
     code, _, err = lesson(*words)
     assert code == 2
     assert said in err

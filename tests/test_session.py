@@ -43,11 +43,25 @@ def test_a_claim_that_fails_says_what_was_measured(session, wrong, capsys):
         ("bf16", "fp16", None, False),
         ([1, 2], [1, 2], None, True),
         ("a lot", 0.5, None, False),
+        (("NaN", "as fp32"), ["NaN", "as fp32"], None, True),
+        (["as fp32", "NaN"], ["NaN", "as fp32"], None, False),
+        ("e4m3, no scale", ["e4m3, no scale"], None, True),
+        (np.array(["e4m3"]), ["e4m3"], None, True),
+        (3, ["e4m3"], None, False),
     ],
 )
 def test_guesses(session, guess, answer, tol, right):
     predict("how much?", guess, answer, tol)
     assert session.predictions == {"how much?": right}
+
+
+def test_a_number_in_quotes_is_shown_as_such(session, capsys):
+    predict("the largest", "448", 448)
+    predict("which", "bf16", "fp16")
+    assert session.predictions == {"the largest": False, "which": False}
+    said, which = capsys.readouterr().out.splitlines()
+    assert "you said '448', measured 448" in said
+    assert "you said bf16, measured fp16" in which
 
 
 def test_modes():

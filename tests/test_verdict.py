@@ -23,6 +23,8 @@ NAN = float("nan")
         ({"valid_loss": 9.0}, "is worse than guessing, a validation loss of 9.00 against 2.00 (guessing: 4.60)", False),
         ({"died_at": 7, "valid_loss": NAN, "loss": NAN}, "dies at step 7: its weights are no longer finite", False),
         ({"lost_updates": 0.83}, "keeps up with the reference, a validation loss of 2.00 against 2.00, and the loss does not show that 83% of its weight updates change nothing", True),
+        ({"valid_loss": 1.9}, "keeps up with the reference, a validation loss of 1.90 against 2.00: its gradients lose nothing", True),
+        ({"valid_loss": 0.5}, "ends far below the reference, a validation loss of 0.50 against 2.00: its gradients lose nothing", True),
         ({"flushed": 0.01}, "keeps up with the reference, a validation loss of 2.00 against 2.00: only 1.0% of its gradients underflow", True),
         ({"flushed": 0.3, "chance_gradients": True}, "keeps up with the reference, a validation loss of 2.00 against 2.00, and the loss does not show that 30% of its gradients underflow to zero, though by chance and so right on average", True),
     ],
@@ -61,3 +63,11 @@ def test_the_reference_is_called_so_and_a_dead_one_is_not_compared_with():
     assert "keeps up" in verdict(replace(early), early)
     assert learned(REFERENCE, dead)
     assert not learned(dead, REFERENCE)
+
+
+def test_a_reference_that_is_worse_than_guessing_is_said_to_be():
+    bad = replace(REFERENCE, valid_loss=4.9, flushed=0.76)
+    assert verdict(bad, bad) == (
+        "is the reference, with a validation loss of 4.90, worse than guessing (4.60): "
+        "76% of its gradients underflow to zero."
+    )

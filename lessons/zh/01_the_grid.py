@@ -42,7 +42,7 @@ check("there are 127 of them from 0 up", len(values) == 127)
 check("precsim has the same ones", values == ps.format("e4m3").values()[-127:])
 
 # %% [markdown]
-# **预测。** 256 个编码，其中一个是零。e4m3 里最大的数是多少？
+# **预测。** 256 个编码，其中一半带负号。e4m3 里最大的数是多少？
 
 # %%
 my_guess = None  # a number
@@ -169,12 +169,12 @@ check("257 in bf16", by_counting(7) == 257)
 check("2049 in fp16", by_counting(10) == 2049)
 
 # %% [markdown]
-# **实际情况。** 单说 e4m3 这个名字还不够。如果照 IEEE 754 的做法有无穷大，它的最大数是 240;NVIDIA、Arm 和 Intel
-# （以及 OCP）放弃了无穷大，换来多一个二进制数量级，即 448;AMD 的 MI300 和 Graphcore 用第三种。precsim 的
+# **实际情况。** 单说 e4m3 这个名字还不够。如果照 IEEE 754 的做法有无穷大，它的最大数是 240；NVIDIA、Arm 和 Intel
+# （以及 OCP）放弃了无穷大，换来多一个二进制数量级，即 448；AMD 的 MI300 和 Graphcore 用第三种。precsim 的
 # `e4m3_ieee`、`e4m3` 和 `e4m3fnuz` 就是这三种，其余的见 `precsim formats`。bf16 是 fp32 编码的上半部分。
 #
 # **自己动手。** 1. `precsim num 0.1 --format e4m3` 把一个数放到显微镜下。2. 把 `"e4m3fnuz"` 也画出来。
 # 3. 自己拼一种格式：`ps.format("e6m9")`。
 #
-# **延伸阅读。** Micikevicius 等 2022，第 3 节，讲 e4m3 为什么没有无穷大。Goldberg 1991,
+# **延伸阅读。** Micikevicius 等 2022，第 3 节，讲 e4m3 为什么没有无穷大。Goldberg 1991，
 # “What every computer scientist should know about floating-point arithmetic”，第 1 节。

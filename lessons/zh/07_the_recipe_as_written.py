@@ -28,7 +28,8 @@ from precsim.show.style import BLACK, BLUE, GREY, look
 # ## 文章怎么说
 # 1. 选一个预训练好的模型。2. 把权重初始化为半精度。3. 前向传播用单精度，反向传播用半精度。4. 定期检查性能指标，
 # 并调整精度级别。权重的主副本（master copy）、缩放损失、哪些算子要留在 fp32：都只字未提。我们把这个配方叫做
-# `seed_mixed`；它与通行做法的不同之处，它自己会列出来。
+# `seed_mixed`，把文章的另一个配方（全部用半精度）叫做 `seed_low`。与通行做法的不同之处，它们自己会列出来；
+# `precsim train --init` 让它们从训练好的模型开始。
 
 # %%
 print(*ps.recipe("seed_mixed").banner(), sep="\n")
@@ -84,7 +85,6 @@ BASE = ps.TrainConfig(
 )  # fmt: skip
 RECIPES = ("seed_mixed", "half", "torch_amp_fp16", "apex_O2", "keras_mixed_float16")
 K = np.arange(0, 17, 8 if quick() else 2)
-
 
 error = {}
 for seed in seeds(3):

@@ -103,7 +103,7 @@ for seed in seeds(3):
 # %% [markdown]
 # ## 看一步
 # fp32 训练的下一步，从同样的权重、同一批数据出发，用 fp16 在每一种缩放下各算一次：反向传播的结果中有多少变成了零，
-# 它的梯度与 float64 的相差多远？单独一步的平台，就是整个训练的平台。表格是 S = 1 时的各个算子。
+# 它的梯度与 float64 的相差多远？它的平台更靠右，因为训练后期的梯度已经变小。表格是 S = 1 时的各个算子。
 
 # %%
 moment = moment_of(exact, FP16)
@@ -113,7 +113,7 @@ for k, row in at.items():
 check("S = 1: more than 5 % of its results become zero", at[0].flushed > 0.05, at[0].flushed)
 check("and yet the gradient is right to 3 %", at[0].error < 0.03, at[0].error)
 check("S = 2^-12: more than half of it is wrong", at[-12].error > 0.5, at[-12].error)
-check("S = 2^12: it is right to 0.5 %", at[12].error < 0.005, at[12].error)
+check("S = 2^12, even 2^24: right to 0.5 %", max(at[12].error, at[24].error) < 0.005, at[24].error)
 step = show_step(moment, figure="09_one_step")
 
 # %% [markdown]

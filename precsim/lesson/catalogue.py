@@ -83,7 +83,7 @@ def lesson(folder: Path, number: str) -> Head:
     """Return the head of lesson "09" or "9"; raise `NoLessonsError` where there is none."""
     wanted = number.zfill(2)
     known = {path.name[:2]: path for path in sorted(folder.glob(PATTERN))}
-    if wanted not in known:
+    if not number or wanted not in known:
         msg = f"no lesson {number!r} in {folder}: expected one of {', '.join(known)}"
         raise NoLessonsError(msg)
     return read(known[wanted])

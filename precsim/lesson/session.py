@@ -126,7 +126,7 @@ def predict(
 
     A guess of None is "not attempted", and no guess is an error, of whatever type it is.  Numbers
     are right within `tol` (None: 5 % of the answer; whole numbers exactly); anything else is right
-    if it is equal.
+    if it is equal, where a tuple is a list, and a word alone is a list of one.
     """
     unit = f" {unit}" if unit else ""
     if guess is None:
@@ -136,7 +136,8 @@ def predict(
         right = _right(guess, answer, tol)
         current().predictions[question] = right
         verdict, style = ("right", "green") if right else ("look again", "yellow")
-        told = f"you said {shown(guess)}{unit}, measured {shown(answer)}{unit}  ({verdict})"
+        said = repr(guess) if isinstance(guess, str) and not isinstance(answer, str) else shown(guess)
+        told = f"you said {said}{unit}, measured {shown(answer)}{unit}  ({verdict})"
     say("predict  ", f"{question}: {told}", style)
 
 
@@ -146,7 +147,14 @@ def _right(guess: Any, answer: Any, tol: float | None) -> bool:
             tol = 0.0 if np.asarray(answer).dtype.kind in "iub" else 0.05 * abs(answer)
         return bool(np.all(np.abs(np.asarray(guess) - np.asarray(answer)) <= tol))
     except (TypeError, ValueError):  # not numbers
+        if isinstance(answer, list | tuple):
+            return _listed(guess) == _listed(answer)
         return bool(np.all(guess == answer))
+
+
+def _listed(value: Any) -> list[Any]:
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def shown(value: Any) -> str:

@@ -57,7 +57,10 @@ def _ending(run: Summary, reference: Summary | None) -> tuple[str, bool]:
         return f"ends with a validation loss of {ours:.2f} (guessing: {run.guess:.2f})", True
     best = reference.valid_loss
     if run is reference:
-        return f"is the reference, with a validation loss of {ours:.2f}", True
+        said = f"is the reference, with a validation loss of {ours:.2f}"
+        if ours > run.guess * (1 + LEVEL):
+            return f"{said}, worse than guessing ({run.guess:.2f})", False
+        return said, True
     if not isfinite(best) or not isfinite(ours):
         return f"ends with a validation loss of {ours:.2f}", True
     compared = f"a validation loss of {ours:.2f} against {best:.2f}"
@@ -68,6 +71,8 @@ def _ending(run: Summary, reference: Summary | None) -> tuple[str, bool]:
         return f"hardly learns, {compared}", False
     if gap > LEVEL:
         return f"falls {share(gap)} behind, {compared}", False
+    if gap < -LOST:
+        return f"ends far below the reference, {compared}", True
     return f"keeps up with the reference, {compared}", True
 
 

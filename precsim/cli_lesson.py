@@ -155,7 +155,9 @@ def _study(head: Head, mode: Mode, figures: Path | None) -> Outcome:
         if isinstance(error, SyntaxError) and error.filename == str(head.path):
             line = (error.text or "").strip()
             fail(f"{name} does not start: line {error.lineno}: {line} ({error.msg})", 1)
-        place = f"at line {lines[-1].lineno}: {lines[-1].line}" if lines else "before its first line"
+        place = (
+            f"at line {lines[-1].lineno}: {lines[-1].line}" if lines else "before its first line"
+        )
         fail(f"{name} stopped {place} ({type(error).__name__}: {error})", 1)
 
 

@@ -136,7 +136,9 @@ def predict(
         right = _right(guess, answer, tol)
         current().predictions[question] = right
         verdict, style = ("right", "green") if right else ("look again", "yellow")
-        said = repr(guess) if isinstance(guess, str) and not isinstance(answer, str) else shown(guess)
+        said = (
+            repr(guess) if isinstance(guess, str) and not isinstance(answer, str) else shown(guess)
+        )
         told = f"you said {said}{unit}, measured {shown(answer)}{unit}  ({verdict})"
     say("predict  ", f"{question}: {told}", style)
 

@@ -133,7 +133,7 @@ for seed in seeds(3):
         check(f"seed {seed}: 4096 tokens, they double the error", longer[CUT] > 1.7, longer[CUT])
         check(f"seed {seed}: bf16 makes it 5 times as large", longer["bf16"] > 5, longer["bf16"])
         check(f"seed {seed}: with a new total every 64, under 2", longer["bf16>fp32@64"] < 2)
-step = show_step(moment_of(run, f"{BF16} accumulator=bf16"), figure="05_one_step")
+step = show_step(moment_of(ps.train(config), f"{BF16} accumulator=bf16"), figure="05_one_step")
 roles = {op.counts.role for op in step.worst()}
 check("the six ops that are worst off are weight gradients", roles == {"weight_gradients"})
 

@@ -88,10 +88,10 @@ BASE = ps.TrainConfig(
 RECIPES = ("seed_mixed", "half", "torch_amp_fp16", "apex_O2", "keras_mixed_float16")
 K = np.arange(0, 17, 8 if quick() else 2)
 
-error = {}
+error, trained = {}, {}
 for seed in seeds(3):
-    run, error[seed] = ps.train(BASE.change(data="zen", seed=seed, observe="off")), {}
-    truth = moment_of(run).reference()
+    run = trained[seed] = ps.train(BASE.change(data="zen", seed=seed, observe="off"))
+    error[seed], truth = {}, moment_of(run).reference()
     for name in RECIPES:
         recipe = ps.recipe(name)
         step = moment_of(run, recipe.policy, scaling.parse(recipe.loss_scale).scale)
@@ -106,7 +106,7 @@ for seed in seeds(3):
 for name, row in ({"k": K} | error[0]).items():
     print(f"{name:20}", *(f"{e:8.2g}" for e in row))
 predict("the least k", my_guess, int(K[np.argmax(error[0]["seed_mixed"] > 0.1)]), tol=1)
-written = moment_of(run, ps.recipe("seed_mixed").policy).at(weight=2.0**-12)
+written = moment_of(trained[0], ps.recipe("seed_mixed").policy).at(weight=2.0**-12)
 step = show_step(written, figure="07_one_step")
 
 # %% [markdown]

@@ -1,5 +1,6 @@
 """Every lesson runs, holds what it claims, draws what it says; its exercises know right from wrong."""
 
+import hashlib
 import json
 import runpy
 from pathlib import Path
@@ -99,12 +100,29 @@ def numbers(data):
         yield data
 
 
+PRODUCTS = "7462119bba3275e8"
+"""The digest of `products` on the machine that drew the figures."""
+
+
+def products():
+    """Return a digest of float32 products, whose last bits depend on the order of their sums."""
+    rng, digest = np.random.default_rng(0), hashlib.sha256()
+    for m, k, n in ((512, 32, 128), (512, 128, 32), (128, 512, 32), (32, 512, 32)):
+        a, b = (rng.random(shape, np.float32) - np.float32(0.5) for shape in ((m, k), (k, n)))
+        digest.update((a @ b).tobytes())
+    return digest.hexdigest()[:16]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_full(head, tmp_path):
-    """Over three seeds every claim holds, and the data of the figures is what is kept."""
+    """Over three seeds every claim holds; the data of the figures, of the first, is what is kept."""
     outcome = study(head, "full", tmp_path)
     assert outcome.failed == ""
+    text = head.path.read_text(encoding="utf-8")
+    in_float32 = "arithmetic=fast" in text or "recipe(" in text
+    if in_float32 and products() != PRODUCTS:
+        pytest.skip("every claim holds; float32 sums differ here from those behind the figures")
     for name in head.writes:
         kept, made = (
             list(numbers(json.loads((folder / f"{name}.json").read_text())))

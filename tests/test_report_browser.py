@@ -227,6 +227,21 @@ def test_nothing_is_wider_than_the_window(browser, file, width, scheme):
     tab.close()
 
 
+@pytest.mark.parametrize("width", [360, 390, 600])
+def test_on_a_phone_the_names_of_ops_can_be_read(browser, file, width):
+    tab = browser.new_page(viewport={"width": width, "height": 800})
+    tab.goto(file.as_uri())
+    tab.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+    names = tab.locator("#rows tr[data-op] td:first-child")
+    assert names.count() > 20
+    cut = "cells => cells.filter(c => c.scrollWidth > c.clientWidth).map(c => c.innerText)"
+    assert names.evaluate_all(cut) == []
+    assert tab.evaluate("(l => l.scrollWidth <= l.clientWidth)(document.getElementById('list'))")
+    formats = tab.locator("#rows tr[data-op] .fmt")
+    assert formats.evaluate_all(cut) == []
+    tab.close()
+
+
 def test_without_scripts_the_tables_are_there(browser, file, runs):
     context = browser.new_context(java_script_enabled=False)
     tab = context.new_page()

@@ -83,7 +83,7 @@ predict("largest k", my_guess, max(k for k, (_, _, skipped) in runs.items() if n
 # ## What happened
 # From 2^0 to 2^17 the loss is that of fp32 to within 1 %. To the left it gets worse by degrees, and
 # ends at a model that has learnt nothing; to the right it falls off a cliff, at the edge that a
-# single step predicted. At 2^18 most batches overflow; the model learns from the rest.
+# single step predicted. At 2^18 some batches overflow (with seed 0, most); the others still teach.
 #
 # The left side starts below S = 1: **at this size fp16 trains without any loss scaling.** A scale of
 # 2^-12 stands in for a larger model: the loss is a mean, so with 4096 times as many tokens in a batch

@@ -10,6 +10,7 @@ import pytest
 
 import precsim as ps
 from precsim.analyse import search as searching
+from precsim.analyse import trials
 from precsim.analyse.moment import relative_error
 from precsim.analyse.recorded import moment_at
 from precsim.analyse.trials import Trials
@@ -75,6 +76,15 @@ def test_answers_belong_to_one_question(run):
     with Trials(run.path, moment_at(run, 1)) as known:
         assert known.get(frozenset({"a"})) == 0.25
         assert known.get(frozenset({"a", "b"})) is None
+
+
+def test_what_other_rules_found_is_no_answer(run, monkeypatch):
+    moment = moment_at(run, 1)
+    with Trials(run.path, moment) as known:
+        known[frozenset({"a"})] = 0.25
+    monkeypatch.setattr(trials, "EDITION", trials.EDITION + 1)
+    with Trials(run.path, moment) as known:
+        assert known.found == 0
 
 
 def test_errors_come_back_to_the_bit_and_damage_is_no_answer(run):

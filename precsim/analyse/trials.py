@@ -23,6 +23,9 @@ from precsim.runs.lines import decode_lines, dump, encode_line
 from precsim.runs.npz import Arrays
 from precsim.runs.store import LONGEST_FILE, TRIALS
 
+EDITION = 2
+"""Counts up when the same question gets another answer; 2: an update may be of a master copy."""
+
 
 class Trials:
     """Errors by set of site names, for one moment and one wide format; each is kept as it is set.
@@ -65,7 +68,7 @@ def _read(path: Path, question: str) -> dict[str, float]:
 
 def _facts(moment: Moment, to: str) -> Iterable[str]:
     """Yield everything that the answers depend on."""
-    yield f"precsim {__version__}, high is {to}"
+    yield f"precsim {__version__}, edition {EDITION}, high is {to}"
     for name in ("model", "policy", "scale", "weight", "seed", "step"):
         yield f"{name}={getattr(moment, name)}"
     if isinstance(moment, WholeStep):

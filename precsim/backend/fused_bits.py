@@ -55,6 +55,13 @@ def like(typing: Any, value: Any, other: Any) -> Any:
     return other(value, other), code
 
 
+@inlined
+def magnitude_mask(bits: Any) -> Any:
+    """Return the mask of all bits but the sign, for bits like those in an array."""
+    zero = like(0, bits[0])
+    return like(like(zero - like(1, zero), zero) >> like(1, zero), zero)
+
+
 @_intrinsic
 def copy(typing: Any, source: Any, target: Any, start: Any, size: Any) -> Any:
     """Copy so many elements of a flat array to a place in another."""
@@ -152,7 +159,7 @@ def put(typing: Any, target: Any, place: Any, value: Any) -> Any:
 
 
 LANES = 16
-"""Elements that are loaded at once."""
+"""Elements that are loaded, or written, at once."""
 PLANE = 64
 """Elements whose bits `set_planes` puts side by side: as many as a word has bits."""
 
@@ -208,6 +215,19 @@ def fetch(typing: Any, array: Any, start: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(array, types.intp), code
+
+
+@_intrinsic
+def spread(typing: Any, array: Any, start: Any, value: Any) -> Any:
+    """Write a number to `LANES` elements of a flat array."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector, place = _lanes(context, builder, arguments[0], array, arguments[1])
+        stored = builder.store(_all(builder, vector, arguments[2]), place)
+        stored.align = array.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, array.dtype), code
 
 
 def _first(builder: Any, vector: Any, count: Any) -> Any:

@@ -4,8 +4,8 @@ Some blocks of an array, as many as stay in the second-level cache, are gone thr
 and, when their scales are known, to divide, round and multiply.  Nothing is padded: the last block
 of an axis is simply short.  Only where scales have two levels must the whole array be read before.
 
-`fused_scales` finds the scales of some blocks, `fused_elements` rounds a row of them; here is what
-goes through the array, and which kernel does it.
+`fused_slabs` does that with some blocks; here is what goes through the array, and which kernel does
+it.
 
 Left to NumPy are the rules that multiply with a float32 factor, and scales that underflow to zero
 where elements have no -0.
@@ -21,35 +21,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from precsim.backend import fused
-from precsim.backend.fused import EXACT, NO_NAN, PLAIN, compiled, numbers, unpack
-from precsim.backend.fused_bits import as_bits, as_float, copy, inlined, like, part, piece
+from precsim.backend.fused import NO_NAN, PLAIN, compiled, numbers, unpack
+from precsim.backend.fused_bits import LANES, as_bits, as_float, piece
 from precsim.backend.fused_elements import (
     BY_DIVISION,
     BY_POWER,
     BY_REMAINDER,
     IN_FLOAT64,
     ROOM,
+    SHORT_ROOM,
     How,
-    row_kernel,
 )
 from precsim.backend.fused_scales import (
     CLIPPED_POWERS,
-    POINT,
     POWERS,
     RATIOS,
     ROUNDED_RATIOS,
     Rule,
-    as_end,
     as_rule,
-    find_amaxes,
-    find_divisors,
-    find_divisors_of_two,
-    find_ends,
-    find_near_divisors,
-    find_scales,
     find_top,
-    row_of,
     up_to_whole,
+)
+from precsim.backend.fused_slabs import (
+    Slab,
+    find_all_amaxes,
+    rounding_beside,
+    rounding_by_block,
+    scaling,
 )
 from precsim.formats.arrays import Array
 from precsim.formats.blocks import carrier, doubled_above, scale_of_tensor, wider
@@ -86,7 +84,8 @@ def round_into(
     loses_zero = fmt.smallest_scale == 0 and not fmt.element.has_negative_zero
     if fmt.rule.multiplies or loses_zero:
         return False
-    plan = _plan(x.dtype, fmt, rounding, inside=True)
+    beside = tiling.width < LANES or (tiling.height > 1 and tiling.width <= SHORT_ROOM)
+    plan = _plan(x.dtype, fmt, rounding, inside=True, beside=beside)
     if plan is None:
         return False
     uint, shape = plan.uint, _shape(tiling)
@@ -101,7 +100,7 @@ def round_into(
         with np.errstate(all="ignore"):
             tensor = float(scale_of_tensor(np.full((1, 1), top), fmt)[0, 0])
         if not _INSIDE[0] < tensor < _INSIDE[1]:
-            plan = _plan(x.dtype, fmt, rounding, inside=False)
+            plan = _plan(x.dtype, fmt, rounding, inside=False, beside=beside)
             assert plan is not None
             arrays = source, target, drawn, shape, plan.element, plan.scale
         rule = plan.rule._replace(most=fmt.element.max * tensor, tensor=tensor)
@@ -129,10 +128,13 @@ def _shape(tiling: Tiling) -> Array:
 
 
 @lru_cache(maxsize=1024)
-def _plan(dtype: np.dtype[Any], fmt: Scaled, rounding: Mode, *, inside: bool) -> _Plan | None:
+def _plan(
+    dtype: np.dtype[Any], fmt: Scaled, rounding: Mode, *, inside: bool, beside: bool
+) -> _Plan | None:
     """Return the kernel and its numbers; None: there is none.
 
     `inside`: the scale of the tensor, if there is one, is near enough to 1 for float32.
+    `beside`: see `How`.
     """
     tensor = None if fmt.tensor_scale is None else np.full((1, 1), 1.0 if inside else np.inf)
     work, doubt = carrier(np.empty(0, dtype), fmt, rounding, tensor)
@@ -173,141 +175,10 @@ def _plan(dtype: np.dtype[Any], fmt: Scaled, rounding: Mode, *, inside: bool) ->
     ends = 2 if fmt.affine else int(fmt.full_range)
     two = fmt.tensor_scale is not None
     lacks = PLAIN if choice.kind == NO_NAN else choice.kind  # a NaN makes all of its block NaN
-    how = How(choice.how, choice.mode, lacks, dtype == np.float32, division, ends, two)
+    how = How(choice.how, choice.mode, lacks, dtype == np.float32, division, ends, two, beside)
     scale = numbers(np.dtype(np.float64), fmt.scale, Rounding.NEAREST, beyond)
     uint = np.uint32 if dtype == np.float32 else np.uint64
     return _Plan(kernel(how), uint, choice.numbers, scale, rule)
-
-
-class _Slab(NamedTuple):
-    """Blocks side by side and below each other: a part of the matrix at `start`."""
-
-    start: Any
-    columns: Any
-    upper: Any  # rows, from and to
-    lower: Any
-    left: Any  # columns
-    right: Any
-    height: Any
-    width: Any
-    across: Any  # blocks side by side
-
-
-@inlined
-def _magnitude(bits: Any) -> Any:
-    """Return the mask of all bits but the sign."""
-    zero = like(0, bits[0])
-    return like(like(zero - like(1, zero), zero) >> like(1, zero), zero)
-
-
-@inlined
-def _row(array: Any, slab: Any, i: Any) -> Any:
-    """Return a row of a slab."""
-    start = slab.start + i * slab.columns
-    return piece(array, start + slab.left, slab.right - slab.left)
-
-
-@inlined
-def _blocks_of(numbers: Any, slab: Any, i: Any) -> Any:
-    """Return the part of an array, with a number for each block, that is about those of a row."""
-    return piece(numbers, (i - slab.upper) // slab.height * slab.across, slab.across)
-
-
-@part
-def _find_amaxes(source: Any, slab: Any, found: Any) -> None:
-    """Write the amax of each block, as bits."""
-    found[:] = like(0, found[0])
-    for i in range(slab.upper, slab.lower):
-        find_amaxes(_row(source, slab, i), slab.width, _blocks_of(found, slab, i))
-
-
-@part
-def _find_spans(
-    source: Any, slab: Any, blocks: Any, magnitude: Any, ends: Any, lows: Any, sizes: Any
-) -> None:
-    """Write the lower end of each block, and, where all of it is finite, its length for its amax."""
-    low, high = ends[0], ends[1]
-    ends[:] = 0
-    for i in range(slab.upper, slab.lower):
-        row = _row(source, slab, i).view(ends.dtype)
-        here, there = _blocks_of(low, slab, i), _blocks_of(high, slab, i)
-        find_ends(row, slab.width, like(magnitude, low[0]), here, there)
-    for block in range(blocks):
-        lows[block] = as_end(low[block], magnitude)
-        if sizes[block] < np.inf:
-            sizes[block] = as_end(high[block], magnitude) - lows[block]
-
-
-@part
-def _find_points(scales: Any, lows: Any, rule: Any, points: Any) -> None:
-    """Write the zero point of each block."""
-    r = as_rule(rule)
-    for block in range(scales.size):
-        point = r.low - np.rint(lows[block] / scales[block])
-        points[block] = min(max(point, r.low), r.high) if scales[block] == scales[block] else 0.0
-
-
-@cache
-def _scaling(how: How) -> Callable[..., None]:
-    """Return ``run(source, slab, amaxes, room, ends, scale, rule, numbers)``.
-
-    From the amax of blocks to what their elements need.
-    """
-    two, remainder, affine = how.two, how.division == BY_REMAINDER, how.ends == 2
-
-    @part
-    def run(
-        source: Any, slab: Any, amaxes: Any, room: Any, ends: Any, scale: Any, rule: Any,
-        numbers: Any,
-    ) -> None:  # fmt: skip
-        blocks, magnitude = up_to_whole(amaxes.size), _magnitude(amaxes)
-        sizes, scales = row_of(room, 0, blocks), row_of(room, 1, blocks)
-        lows = row_of(room, 2, blocks)
-        for block in range(amaxes.size):
-            sizes[block] = as_float(amaxes[block])
-        if affine:
-            _find_spans(source, slab, amaxes.size, magnitude, ends, lows, sizes)
-        find_scales(sizes, rule, scale, scales)
-        if remainder and two:
-            find_divisors_of_two(scales, rule, numbers)
-        elif remainder:
-            find_near_divisors(scales, rule, numbers)
-        else:
-            find_divisors(scales, rule, numbers)
-        if affine:
-            _find_points(scales, lows, rule, row_of(numbers, POINT, blocks))
-
-    return run  # type: ignore[no-any-return]
-
-
-@cache
-def _rounding(how: How) -> Callable[..., None]:
-    """Return ``run(source, target, words, waiting, slab, numbers, element, rule)``.
-
-    For whole slabs; `waiting` has room for `ROOM` elements, if the target is the source.
-    """
-    round_row, drawn = row_kernel(how), how.mode >= EXACT
-
-    @part
-    def run(
-        source: Any, target: Any, words: Any, waiting: Any, slab: Any, numbers: Any, c: Any,
-        rule: Any,
-    ) -> None:  # fmt: skip
-        width, flat = slab.width, slab.height == 1
-        stretch = ROOM // width * width if width <= ROOM else ROOM
-        for i in range(slab.upper, slab.lower):
-            of_row = (i - slab.upper) // slab.height * slab.across
-            for left in range(slab.left, slab.right, stretch):
-                start, first = slab.start + i * slab.columns + left, (left - slab.left) // width
-                size = min(stretch, slab.right - left)
-                done = piece(waiting, 0, size) if waiting.size else piece(target, start, size)
-                draws = piece(words, start, size) if drawn else words
-                here = piece(source, start, size)
-                round_row(here, done, draws, width, numbers, of_row + first, flat, c, rule)
-                if waiting.size:
-                    copy(waiting, target, start, size)
-
-    return run  # type: ignore[no-any-return]
 
 
 @cache
@@ -317,9 +188,10 @@ def kernel(how: How) -> Callable[..., float]:
     The arrays are bits.  Where scales have two levels it is run twice: first, `only_top`, every amax
     is written to `kept`, and the largest that is finite returned.
     """
-    real, number, two = how.real, how.number, how.two
+    real, number, two, beside = how.real, how.number, how.two, how.beside
     integer: Any = np.int32 if how.narrow else np.int64
-    find_numbers, round_slab = _scaling(how), _rounding(how)
+    find_numbers, make = scaling(how), rounding_beside if beside else rounding_by_block
+    round_slab, longest = make(how), SHORT_ROOM if beside else ROOM
 
     @compiled
     def run(
@@ -328,12 +200,14 @@ def kernel(how: How) -> Callable[..., float]:
     ) -> Any:  # fmt: skip
         count, rows, columns, height, width = shape[0], shape[1], shape[2], shape[3], shape[4]
         apart = source.ctypes.data != target.ctypes.data
-        per = max(1, min(min(ROOM, SLAB // height) // width, -(-columns // width)))
-        bands = max(1, ROOM // (per * width * height)) if per * width >= columns else 1
+        per = max(1, min(min(longest, SLAB // height) // width, -(-columns // width)))
+        bands = max(1, longest // (per * width * height)) if per * width >= columns else 1
         own = np.empty(0 if two else per * bands, source.dtype)
         room, ends = np.zeros((3, up_to_whole(per * bands))), np.empty((2, per * bands), integer)
         numbers = np.zeros((BESIDE, up_to_whole(per * bands)), number)
-        waiting = np.empty(0 if apart else ROOM, source.dtype)
+        peaks = np.empty(per * width if beside and height > 1 else 0, source.dtype)
+        table = np.empty((BESIDE, per * width + LANES if beside else 0), number)
+        waiting = np.empty(0 if apart else longest, source.dtype)
         c, least, top, known = unpack(packed), as_rule(rule).amax_min, 0.0, 0
         for matrix in range(count):
             for upper in range(0, rows, height * bands):
@@ -341,18 +215,18 @@ def kernel(how: How) -> Callable[..., float]:
                     right = min(left + per * width, columns)
                     lower, across = min(upper + height * bands, rows), -(-(right - left) // width)
                     start = matrix * rows * columns
-                    slab = _Slab(start, columns, upper, lower, left, right, height, width, across)
+                    slab = Slab(start, columns, upper, lower, left, right, height, width, across)
                     blocks = -(-(lower - upper) // height) * across
                     amaxes = piece(kept, known, blocks) if two else piece(own, 0, blocks)
                     known += blocks
                     if only_top or not two:
-                        _find_amaxes(source, slab, amaxes)
+                        find_all_amaxes(source, slab, peaks, amaxes)
                     if only_top:
                         finite, found = find_top(amaxes, as_bits(real(np.inf)))
                         top = max(top, least, np.float64(as_float(found))) if finite else top
                         continue
                     find_numbers(source, slab, amaxes, room, ends, scale, rule, numbers)
-                    round_slab(source, target, words, waiting, slab, numbers, c, rule)
+                    round_slab(source, target, words, waiting, slab, numbers, table, c, rule)
         return top
 
     return run  # type: ignore[no-any-return]

@@ -37,6 +37,7 @@ from precsim.backend.fused_bits import (
     in_wide_vectors,
     inlined,
     like,
+    magnitude_mask,
     part,
     piece,
     put,
@@ -44,8 +45,9 @@ from precsim.backend.fused_bits import (
 )
 from precsim.backend.fused_scales import BOOST, DIVISOR, FACTOR, INVERSE, POINT, as_rule
 
-ROOM = 1 << 13
-"""Elements of a row that are rounded one after the other: as many stay in the second-level cache."""
+ROOM, SHORT_ROOM = 1 << 13, 1 << 11
+"""Elements of a row that are rounded one after the other: as many stay in the second-level cache;
+each beside its scale, where `How.beside` says so."""
 BY_POWER, BY_REMAINDER, BY_DIVISION, IN_FLOAT64 = range(4)
 """How an element is divided by its scale: times a power of two; see above; in its carrier; in float64."""
 
@@ -60,6 +62,7 @@ class How(NamedTuple):
     division: int
     ends: int  # 1: elements have an end that their format has not; 2: and a zero point
     two: bool  # whether scales have two levels
+    beside: bool  # whether elements have the numbers of their block beside them: narrow blocks, and tall ones
 
     @property
     def real(self) -> Any:
@@ -70,6 +73,16 @@ class How(NamedTuple):
     def number(self) -> Any:
         """The type in which elements are divided and rounded."""
         return np.float64 if self.division == IN_FLOAT64 else self.real
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Which numbers of its block an element needs."""
+        points = (POINT,) if self.ends else ()
+        if self.division == BY_POWER:
+            return (INVERSE, FACTOR, *points)
+        if self.division == BY_REMAINDER:
+            return (INVERSE, FACTOR, *(() if self.two else (BOOST, DIVISOR)), *points)
+        return (DIVISOR, FACTOR, *points)
 
 
 @inlined
@@ -85,7 +98,7 @@ def _quotient(x: Any, inverse: Any, factor: Any, divisor: Any, shift: Any) -> An
 @cache
 def _element_kernel(kernel: How) -> Callable[..., None]:
     """Return ``run(source, target, words, place, of_block, element, rule)`` for one element."""
-    how, mode, kind, _, division, ends, two = kernel
+    how, mode, kind, _, division, ends, two, _ = kernel
     real, number = kernel.real, kernel.number
     remainder, wide = division == BY_REMAINDER, division == IN_FLOAT64
     mindful, drawn = mode in (UP, DOWN, TO_ODD, EQUAL), mode >= EXACT
@@ -130,6 +143,60 @@ def _element_kernel(kernel: How) -> Callable[..., None]:
 
 
 @cache
+def _constants(kernel: How) -> Callable[..., Any]:
+    """Return ``run(rule, like_these)``: what of a rule, as an array, `_element_kernel` asks for."""
+    number = kernel.number
+
+    @inlined
+    def run(packed: Any, bits: Any) -> Any:
+        r, magnitude = as_rule(packed), magnitude_mask(bits)
+        return (
+            magnitude, number(r.tensor), as_bits(number(r.lost)), like(r.shift, magnitude),
+            number(r.low), number(r.high),
+        )  # fmt: skip
+
+    return run  # type: ignore[no-any-return]
+
+
+@inlined
+def _of_block(numbers: Any, place: Any) -> Any:
+    """Return a column of a table of numbers."""
+    return (
+        numbers[BOOST, place], numbers[INVERSE, place], numbers[DIVISOR, place],
+        numbers[FACTOR, place], numbers[POINT, place],
+    )  # fmt: skip
+
+
+@cache
+def kernel_beside(kernel: How) -> Callable[..., None]:
+    """Return ``run(source, target, words, beside, first, element, rule)`` for elements of a row.
+
+    As `row_kernel`'s, but `beside` has the numbers of its block for each element, from `first` on.
+    """
+    round_one, constants = _element_kernel(kernel), _constants(kernel)
+
+    @part
+    def run(
+        source: Any, target: Any, words: Any, beside: Any, first: Any, c: Any, packed: Any
+    ) -> None:
+        in_wide_vectors()
+        rule, size, row = constants(packed, source), source.size, beside.shape[1]
+        boosts, inverses, divisors, factors, points = (
+            piece(beside, BOOST * row + first, size), piece(beside, INVERSE * row + first, size),
+            piece(beside, DIVISOR * row + first, size), piece(beside, FACTOR * row + first, size),
+            piece(beside, POINT * row + first, size),
+        )  # fmt: skip
+        for j in range(size):
+            of_block = (
+                take(boosts, j), take(inverses, j), take(divisors, j), take(factors, j),
+                take(points, j),
+            )  # fmt: skip
+            round_one(source, target, words, j, of_block, c, rule)
+
+    return run  # type: ignore[no-any-return]
+
+
+@cache
 def row_kernel(kernel: How) -> Callable[..., None]:
     """Return ``run(source, target, words, width, numbers, first, ahead, element, rule)``.
 
@@ -138,8 +205,8 @@ def row_kernel(kernel: How) -> Callable[..., None]:
     time, the last of them with some that were rounded already.  `ahead`: what lies `ROOM` further on
     will be asked for its amax next, and is had on its way.
     """
-    number, drawn = kernel.number, kernel.mode >= EXACT
-    round_one = _element_kernel(kernel)
+    drawn = kernel.mode >= EXACT
+    round_one, constants = _element_kernel(kernel), _constants(kernel)
 
     @part
     def run(
@@ -147,18 +214,9 @@ def row_kernel(kernel: How) -> Callable[..., None]:
         c: Any, packed: Any,
     ) -> None:  # fmt: skip
         in_wide_vectors()
-        zero = like(0, source[0])
-        magnitude = like(like(zero - like(1, zero), zero) >> like(1, zero), zero)
-        r, block = as_rule(packed), first
-        rule = (
-            magnitude, number(r.tensor), as_bits(number(r.lost)), like(r.shift, zero),
-            number(r.low), number(r.high),
-        )  # fmt: skip
+        rule, block = constants(packed, source), first
         for start in range(0, source.size, width):
-            of_block = (
-                numbers[BOOST, block], numbers[INVERSE, block], numbers[DIVISOR, block],
-                numbers[FACTOR, block], numbers[POINT, block],
-            )  # fmt: skip
+            of_block = _of_block(numbers, block)
             block, size = block + 1, min(width, source.size - start)
             if size < LANES:
                 for j in range(start, start + size):

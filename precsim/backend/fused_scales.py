@@ -19,8 +19,10 @@ from precsim.backend.fused_bits import (
     in_wide_vectors,
     inlined,
     like,
+    magnitude_mask,
     part,
     piece,
+    spread,
 )
 
 ROUNDED_RATIOS, RATIOS, POWERS, CLIPPED_POWERS = range(4)
@@ -108,9 +110,21 @@ def find_scales(amaxes: Any, rule: Any, packed: Any, found: Any) -> None:
 
 
 @part
+def find_highest(bits: Any, found: Any) -> None:
+    """Find the largest magnitude of each column so far."""
+    in_wide_vectors()
+    magnitude = magnitude_mask(bits)
+    for i in range(bits.size):
+        found[i] = max(found[i], like(bits[i] & magnitude, magnitude))
+
+
+@part
 def find_amaxes(bits: Any, width: Any, found: Any) -> None:
     """Find the largest magnitude of each run of `width` elements so far; the last may be short."""
     in_wide_vectors()
+    if width == 1:
+        find_highest(bits, found)
+        return
     whole = bits.size // width // LANES * LANES if width % LANES == 0 else 0
     for block in range(0, whole, LANES):
         find_largest_of_each(bits, block * width, width, found, block)
@@ -178,6 +192,18 @@ def find_divisors_of_two(scales: Any, rule: Any, numbers: Any) -> None:
         divisor = scales[i] * tensor
         divisor = 1.0 if divisor == 0 else divisor
         numbers[INVERSE, i], numbers[FACTOR, i] = UPWARD / divisor, scales[i]
+
+
+@part
+def spread_out(numbers: Any, width: Any, beside: Any) -> None:
+    """Write a block's number beside each of its `width` elements.
+
+    And beside some more, fewer than `LANES`, which the next block writes over: there must be room
+    behind the last.
+    """
+    for block in range(numbers.size):
+        for start in range(block * width, (block + 1) * width, LANES):
+            spread(beside, start, numbers[block])
 
 
 @inlined

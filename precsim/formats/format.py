@@ -46,7 +46,8 @@ class Format:
     `bias` defaults to the IEEE 754 rule ``2^(exp_bits-1) - 1``.  With ``exp_bits=0`` the format
     is an integer grid in two's complement codes, used symmetrically (int8: -127..127), and its
     step is ``2^(1 - bias - man_bits)``.  `subnormals=False` flushes what would be subnormal to
-    zero (after rounding); without a zero there are none, whatever was said.  Raises `ValueError` for field widths that no carrier can hold.
+    zero (after rounding); without a zero there are none, whatever was said.  Raises `ValueError`
+    for field widths that no carrier can hold.
     """
 
     name: str

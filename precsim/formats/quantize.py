@@ -34,8 +34,9 @@ def quantize(
     elements saturate whatever `overflow` says, and a NaN or an infinity makes its block NaN (see
     `precsim.formats.scaled.Scaled`).
 
-    x: any shape; float32 and float64 are rounded in place of a copy (`out` may be x itself, and
-    is made where it is None, and may overlap x); anything else real becomes float64; a scalar gives a scalar.
+    x: any shape; float32 and float64 are rounded in place of a copy (`out` is made where it is
+    None; it may be x itself, or overlap it, which costs a copy of x); anything else real becomes
+    float64; a scalar gives a scalar.
     `rounding` is a `Rounding`, a `Stochastic` or the name of one ("up", "stochastic_a8").
     `random` serves the stochastic ones: uint32 words of x's shape (word w stands for the fraction
     (w + 1/2) / 2^32, and x goes up iff that is less than its distance from the lower neighbour,
@@ -46,8 +47,8 @@ def quantize(
 
     Raises `ValueError` for an unknown format, rounding, overflow or profile, for a format that x's
     dtype cannot carry (fp64 in float32), for an `out` of another shape or dtype or that cannot be
-    written to, for stochastic rounding without `random`, and for a profile
-    that does not know the format, or together with a rounding or an overflow.
+    written to, for stochastic rounding without `random`, and for a profile that does not know the
+    format, or together with a rounding or an overflow.
     """
     fmt, cast = format(fmt), None
     if profile is not None:

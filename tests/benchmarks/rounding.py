@@ -30,7 +30,7 @@ ML_DTYPES = {
 }  # fmt: skip
 SCALED = {
     "mxfp8_e4m3": "e4m3", "mxfp6_e3m2": "e3m2", "mxfp4": "e2m1", "nvfp4": "e2m1",
-    "e4m3:128x128": "e4m3", "int8:row:affine": "int8",
+    "e4m3:128x128": "e4m3", "e4m3:32x1": "e4m3", "int8:row:affine": "int8",
 }  # fmt: skip
 COPY_LIMIT = {"fp16": 6, "bf16": 6}
 """Most time of rounding to nearest, as a multiple of a copy's."""

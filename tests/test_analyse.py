@@ -8,7 +8,14 @@ import pytest
 
 import precsim as ps
 from precsim.analyse import blame, diff, drift, search
-from precsim.analyse.moment import REFERENCE, Moment, promote, relative_error
+from precsim.analyse.moment import (
+    REFERENCE,
+    Moment,
+    promote,
+    relative_error,
+    typical_error,
+    unit,
+)
 from precsim.observe import whatif
 from precsim.observe.counters import HIGHEST, LOWEST, OpCounts
 from precsim.runs.data import Batches, load
@@ -114,6 +121,17 @@ def test_blame_adds_up_in_the_healthy_regime(trained):
     result = blame.blame(moment(trained, "bf16"))
     assert 0.5 < result.accounted < 2.0
     assert sum(s.share for s in result.shares) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "u", "typical"),
+    [("fp16_scaled", 2**-11, 2**-11), ("apex_O2", 2**-11, 2**-11), ("bf16", 2**-8, 2**-8),
+     ("keras_float16", 2**-11, 2**-11), ("te_current", 2**-3, 2**-3), ("int8", 2**-8, 2**-6)],
+)  # fmt: skip
+def test_errors_are_told_in_the_units_of_what_is_computed_in(recipe, u, typical):
+    """A policy that follows its weights computes in their format (Apex's O2 casts them to fp16)."""
+    policy = ps.recipe(recipe).policy
+    assert (unit(policy), typical_error(policy)) == (u, typical)
 
 
 def test_drift_by_hand():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -198,6 +199,38 @@ def test_a_weight_gradient_that_stays_high_is_not_rounded_on_its_way_to_a_master
     assert relative_error(everything, moment.reference()) < 1e-7  # what is left is fp32's own
 
 
+def test_integers_whose_scale_does_not_fit(moment):
+    """The nearest integer of all embeddings is 0; with a scale of their own few become that."""
+    assert np.abs(moment.parameters["wte.weight"]).max() < 0.4
+    fits = diff.diff(moment.at(policy=ps.Policy.parse("activations=int8:row")))
+    assert fits.first_abnormal() is None
+    first_step = moment.at(policy=ps.Policy.parse("activations=int8:tensor:delayed"))
+    first = diff.diff(first_step).first_abnormal()  # its factor is 1
+    assert (first.path, first.verdict) == ("activations/wpe/add", diff.Verdict.GENERATED)
+    assert first.local * first.u > 0.5
+
+
+def test_a_narrow_accumulator(moment):
+    """A running sum in e4m3 stands still as soon as a term is below half of its spacing."""
+    rule = "rule=op=matmul,scope=head,role=activations,accumulator=e4m3"
+    policy = ps.Policy.parse(f"activations=fp16 gradients=fp16 {rule}")
+    first = diff.diff(moment.at(policy=policy)).first_abnormal()
+    assert (first.path, first.verdict) == ("activations/head/matmul", diff.Verdict.GENERATED)
+    assert diff.diff(moment.at(policy=replace(policy, rules=()))).first_abnormal() is None
+
+
+def test_a_mean_that_hides_what_varies(moment):
+    """layer_norm subtracts the mean: of rows at 100, bf16 keeps steps of 1/2."""
+    parameters = moment.parameters | {"wpe.weight": moment.parameters["wpe.weight"] + 100.0}
+    first = diff.diff(
+        moment.at(policy=ps.Policy.parse("bf16"), parameters=parameters)
+    ).first_abnormal()
+    assert (first.path, first.verdict) == (
+        "activations/blocks.0.ln1/layer_norm",
+        diff.Verdict.AMPLIFIED,
+    )
+
+
 @pytest.mark.parametrize(("state", "lost"), [("fp16", True), ("bf16", False)])
 def test_a_second_moment_that_is_flushed_and_divided_by(state, lost, tmp_path):
     """Adam's first step moves a weight by the learning rate, or less: m is g's size, so is sqrt(v)."""
@@ -250,23 +283,17 @@ def test_a_skipped_step_changes_nothing_and_its_trials_are_its_own(run, tmp_path
         assert known.found == 0
 
 
+POLICIES = ("fp32", "tf32", MASTER, "bf16:stochastic")
+HEALTHY = (
+    "torch_amp_bf16", "torch_amp_fp16", "fp16_scaled", "apex_O2", "bf16_kahan", "adamw8bit",
+    "deepseek_v3", "te_mxfp8", "te_nvfp4", "fp8", "int8", "switchback", "torchao_int8_mixed",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"policy": "fp32"},
-        {"policy": "tf32"},
-        {"policy": MASTER},
-        {"policy": "bf16:stochastic"},
-        ps.recipe("torch_amp_bf16").settings(),
-        ps.recipe("torch_amp_fp16").settings(),
-        ps.recipe("fp16_scaled").settings(),
-        ps.recipe("apex_O2").settings(),
-        ps.recipe("deepseek_v3").settings(),
-        ps.recipe("te_mxfp8").settings(),
-        ps.recipe("bf16_kahan").settings(),
-        ps.recipe("adamw8bit").settings(),
-    ],
-    ids=str,
+    [{"policy": policy} for policy in POLICIES] + [ps.recipe(name).settings() for name in HEALTHY],
+    ids=POLICIES + HEALTHY,
 )
 def test_a_healthy_run_gives_no_alarm(settings, tmp_path):
     run = ps.train(CONFIG.change(**settings, steps=12), out=tmp_path / "run")

@@ -3,7 +3,7 @@
 The order of ops does not depend on the values, so the two runs' ops pair up one to one.  The first
 run (a float64 reference, usually) is the truth; every op of the second is judged:
 
-- *local* error: what this op's rounding did to its own exact result;
+- *local* error: what this op's rounding did to its own exact result, a narrow accumulator's included;
 - *total* error: how far its result is from the other run's, in units of u of its format;
 - in the optimizer, the share of its *updates* that change nothing.
 
@@ -11,7 +11,9 @@ An op that rounds its inputs' errors through is "propagated"; one whose own roun
 well above what its inputs and one rounding explain is "generated here", and so is one that makes NaN
 or infinities of finite inputs, where the first run has numbers; one that takes it there by
 arithmetic alone is "amplified": by cancellation, to more than the policy's coarsest format explains,
-or in the optimizer by dividing by what was flushed, to a multiple of the right result.
+or in the optimizer by dividing by what was flushed, to a multiple of the right result.  Weight
+gradients are sums over a batch, which cancel the more the better a model is, in any format: they are
+"amplified" where nothing is left of them.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from precsim.analyse.moment import REFERENCE, Moment, finest_unit, unit
+from precsim.analyse.moment import REFERENCE, Moment, finest_unit, typical_error
 from precsim.engine.dispatch import Event
 from precsim.engine.policy import Policy
 from precsim.formats.modes import Rounding
 from precsim.formats.registry import element_of
 from precsim.observe.counters import OpCounts, count
+from precsim.observe.shadow import reference
 
 Array = npt.NDArray[np.float64]
 
@@ -99,6 +102,9 @@ class Diff:
 LIMIT = 3.0
 """How many times the expected error an op may have before it is abnormal."""
 
+NOTHING_LEFT = 1.0
+"""Error, relative to the right result, above which nothing is left of a weight gradient."""
+
 BLOWN_UP = 3.0
 """Error, relative to the right result, above which the optimizer's arithmetic blew something up.
 
@@ -109,7 +115,7 @@ LOST_LIMIT = 0.5
 """Share of an op's updates that may change nothing, unless rounding is by chance."""
 
 LOCAL_LIMIT = 2.0
-"""Own rounding error, in u, above which an op rounds worse than its format's precision explains."""
+"""Own rounding error, in multiples of `_fitting`, above which an op rounds worse than its format can."""
 
 
 def diff(moment: Moment, low: Policy | str | None = None, high: Policy | str = REFERENCE) -> Diff:
@@ -123,7 +129,7 @@ def diff(moment: Moment, low: Policy | str | None = None, high: Policy | str = R
     moment.gradients(high, observers=[lambda e: truth.update({_place(e): e})])
     rows: list[Row] = []
     judged = moment.policy if low is None else Policy.parse(low)
-    finest, coarsest = finest_unit(judged), unit(judged)
+    finest, coarsest = finest_unit(judged), typical_error(judged)
 
     def judge(event: Event) -> None:
         other = truth.get(_place(event))
@@ -153,13 +159,19 @@ def _row(
     total = _error(rounded, other.rounded) / u
     pairs = zip(event.inputs, other.inputs, strict=False)
     inputs = max((_error(a, b) / u for a, b in pairs if a.shape == b.shape), default=0.0)
-    expected = inputs + 1.0
+    rounding = max(1.0, _fitting(event) / u)
+    expected = inputs + rounding
+    if event.accumulator is not None:  # it rounds here as well, and float64's sum does not
+        local, rounding = _error(rounded, reference(event)) / u, max(rounding, coarsest)
     nonzero = int(np.count_nonzero(exact))
     lost = nonzero - int(np.count_nonzero(rounded[exact != 0])) if nonzero else 0
     overflowed = int(np.count_nonzero(np.isfinite(exact) & ~np.isfinite(rounded)))
     broken = int(np.count_nonzero(np.isfinite(other.rounded) & ~np.isfinite(rounded)))
     counts = count(event, histogram=False) if event.op == "apply_update" else OpCounts()
-    verdict = _verdict(local, expected, total, coarsest, overflowed, healthy=healthy)
+    bearable = LIMIT * max(expected, LIMIT * coarsest)
+    if event.role == "weight_gradients":
+        bearable = max(bearable, NOTHING_LEFT / u)
+    verdict = _verdict(local / rounding, total, bearable, overflowed, healthy=healthy)
     if event.phase == "update" and not (event.role == "weights" and event.kind == "cast"):
         verdict = _verdict_on_update(event, counts.swamped_share, overflowed)
         blown_up = np.isfinite(total) and total * u > BLOWN_UP and total > LIMIT * expected
@@ -187,16 +199,31 @@ def _row(
     )
 
 
+def _fitting(event: Event) -> float:
+    """Return the relative error of half a step everywhere, with a scale that fits; 0 but for integers.
+
+    An integer format's u is that of its largest value: steps are even, so the smaller values are
+    beside that, the coarser is their rounding, and no scale can help.
+    """
+    fmt = element_of(event.format)
+    if not fmt.is_integer:
+        return 0.0
+    size = np.abs(event.exact[np.isfinite(event.exact)])
+    norm = float(np.linalg.norm(size))
+    step = float(size.max(initial=0.0)) * fmt.quantum / fmt.max
+    return 0.5 * step * float(np.sqrt(size.size)) / norm if norm else 0.0
+
+
 def _verdict(
-    local: float, expected: float, total: float, coarsest: float, overflowed: int, *, healthy: bool
+    local: float, total: float, bearable: float, overflowed: int, *, healthy: bool
 ) -> Verdict:
     """Judge one op; while all before it were ok (`healthy`), there is nothing to propagate.
 
-    `coarsest`: the unit roundoff of the policy's coarsest format, in this op's.
+    `local` in what one rounding explains, `total` in u, as `bearable` is, which arithmetic explains.
     """
     if overflowed or (local > LOCAL_LIMIT and total > LOCAL_LIMIT):
         return Verdict.GENERATED
-    if np.isfinite(total) and total > LIMIT * max(expected, LIMIT * coarsest):
+    if np.isfinite(total) and total > bearable:
         return Verdict.AMPLIFIED
     if not healthy and not total <= LIMIT * LIMIT:
         return Verdict.PROPAGATED

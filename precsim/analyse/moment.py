@@ -238,6 +238,15 @@ def unit(policy: Policy) -> float:
     return max(_units(policy).values(), default=2.0**-24)
 
 
+def typical_error(policy: Policy) -> float:
+    """Return the relative error that one rounding explains in a policy's coarsest named format.
+
+    It is u, and of integers, whose u is that of their largest value, u two binades below that.
+    """
+    integers = (name for name in _units(policy) if element_of(format(name)).is_integer)
+    return max(unit(policy), *(4 * element_of(format(name)).u for name in integers), 0.0)
+
+
 def finest_unit(policy: Policy) -> float:
     """Return the unit roundoff of the finest format in which a policy computes."""
     return min(_units(policy).values(), default=2.0**-24)
@@ -251,6 +260,8 @@ def coarsest(policy: Policy) -> str:
 
 def _units(policy: Policy) -> dict[str, float]:
     precisions = [policy.activations, policy.gradients]
+    if any(p.format in FOLLOWING for p in precisions):  # the first that they follow are the weights
+        precisions.append(policy.weights)
     precisions += [p for rule in policy.rules for p in rule.precisions]
     names = dict.fromkeys(p.format for p in precisions if p.format not in FOLLOWING)
     return {name: element_of(format(name)).u for name in names}

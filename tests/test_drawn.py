@@ -1,4 +1,4 @@
-"""Stochastic rounding in fixed point: what the first bits of a word leave open, and the top."""
+"""Stochastic rounding by subtracting words: what their first bits leave open, and the top."""
 
 from fractions import Fraction
 
@@ -35,6 +35,24 @@ def test_later_bits_of_a_word_decide_where_the_first_are_equal(name, word):
     words = np.full(3, word, np.uint32)
     assert quantize(x, fmt, "stochastic", random=words).tolist() == want
     assert quantize(-x, fmt, "stochastic", random=words).tolist() == [-v for v in want]
+
+
+@pytest.mark.parametrize("name", ["fp16", "e4m3", "e5m2", "e2m1", "int8", "e3m2", "e4m3fnuz"])
+def test_words_next_to_the_distance_from_the_lower_neighbour(name):
+    """Below the smallest normal number, where a float32 has bits that a sum with it has not."""
+    fmt = element(name)
+    rng = np.random.default_rng(0)
+    steps = rng.integers(0, 2**fmt.man_bits + 1, 2000) + 2.0 ** -rng.integers(1, 34, 2000)
+    x = (steps * fmt.quantum).astype(np.float32) * np.where(rng.random(2000) < 0.5, 1, -1)
+    x[::2] = np.nextafter(x[::2], rng.choice([-np.inf, np.inf], 1000), dtype=np.float32)
+    distance = np.abs(x.astype(np.float64)) / fmt.quantum % 1
+    words = (distance * 2**32).astype(np.int64) + rng.integers(-2, 3, 2000)
+    words = np.clip(words, 0, 2**32 - 1).astype(np.uint32)
+
+    def run(v):
+        return quantize(v, fmt, "stochastic", "saturate", random=words)
+
+    assert testing.check_rounding(run, fmt, "stochastic", "saturate", x, words) == x.size
 
 
 @pytest.mark.parametrize("name", ["fp16", "e4m3", "e5m2", "e2m1", "e4m3fnuz"])

@@ -16,7 +16,7 @@ import numpy as np
 
 from precsim.formats.arrays import Array
 from precsim.formats.format import Format
-from precsim.formats.scratch import scratch_bits
+from precsim.formats.scratch import repeated, scratch_bits
 
 Short = Callable[[Array, Array, Array | None, bool], bool]
 """``(x, out, words, saturate)`` rounds a flat block, or says that it has not, and left x as it was."""
@@ -150,6 +150,7 @@ def reciprocals(
     number, word = _constants(dtype)
     nmant, maxexp = int(np.finfo(dtype).nmant), int(np.finfo(dtype).maxexp)
     field = word((1 << dtype.itemsize * 8 - 1) - (1 << nmant))
+    lowest = 2.0**fmt.emin
     # Powers of two are in order as numbers and as bits; NumPy clips the shorter ones faster as bits.
     kind = np.dtype(np.float64) if dtype == np.float64 else field.dtype
     low, high = (number(2.0**e).view(kind) for e in (fmt.emin, max(fmt.emin, fmt.emax)))
@@ -160,8 +161,12 @@ def reciprocals(
     def find(x: Array, bits: Array) -> bool:
         np.bitwise_and(x.view(bits.dtype), field, out=bits)
         beyond = bool(np.maximum.reduce(bits) >= top)
-        powers = bits.view(kind)
-        powers.clip(low, high, out=powers)
+        if beyond:
+            powers = bits.view(kind)
+            powers.clip(low, high, out=powers)
+        else:
+            powers = bits.view(dtype)
+            np.maximum(powers, repeated(lowest, dtype, bits.size), out=powers)
         np.subtract(mirror, bits, out=bits)
         return beyond
 

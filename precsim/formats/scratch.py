@@ -7,6 +7,7 @@ faults, which cost more than the arithmetic does.
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -63,3 +64,17 @@ def scratch_bits(slot: str, like: Array) -> tuple[Array, Array]:
                 _memory.pairs.clear()
             _memory.pairs[slot, size, dtype] = found
     return found
+
+
+@lru_cache(maxsize=512)
+def repeated(value: float, dtype: np.dtype[Any], size: int) -> Array:
+    """Return that many times a number, read-only: NumPy compares arrays faster than with one number.
+
+    Up to the size of `SLOT_BYTES` it is part of an array that all sizes share.
+    """
+    most = SLOT_BYTES // dtype.itemsize
+    if size == most:
+        room = np.full(size, value, dtype)
+        room.flags.writeable = False
+        return room
+    return repeated(value, dtype, most)[:size] if size < most else np.full(size, value, dtype)

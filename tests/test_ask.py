@@ -121,6 +121,36 @@ def test_the_directory_of_a_run_stands_for_it(run, tmp_path):
             ps.blame(wrong, 0)
 
 
+@pytest.mark.parametrize("step", ["1", 1.0, None])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        ps.diff,
+        ps.blame,
+        lambda run, step: ps.search(run, step, 0.1),
+        lambda run, step: run.replay(step),
+        lambda run, step: run.at(step),
+        lambda run, step: run.fork(step, out="never"),
+        lambda run, step: ps.figure("blame", run, step=step),
+    ],
+    ids=["diff", "blame", "search", "replay", "at", "fork", "figure"],
+)
+def test_what_is_no_step_is_said_to_be_none(run, ask, step):
+    with pytest.raises((TypeError, ValueError), match="expected (the|its) number"):
+        ask(run, step)
+
+
+def test_amounts_that_are_text(run):
+    with pytest.raises(ValueError, match="tolerance > 0.*'0.1'"):
+        ps.search(run, 1, "0.1")
+    with pytest.raises(ValueError, match="whole number of steps.*'7'"):
+        ps.drift(run, every="7")
+    with pytest.raises(TypeError, match="whole number; got 'a'"):
+        ps.using(seed="a")
+    with pytest.raises(TypeError, match="GPTConfig.*'small'"):
+        ps.GPT("small")
+
+
 def test_what_is_no_config_is_not_trained():
     with pytest.raises(TypeError, match=r"expected a TrainConfig.*; got \{'steps': 3\}"):
         ps.train({"steps": 3})

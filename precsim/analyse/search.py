@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol
 
 from precsim.analyse.moment import Moment, Site, promote, relative_error
@@ -91,8 +92,8 @@ def search(
     of the set).  Raises `ValueError` for a tolerance that is not a positive number, or an unknown
     format.
     """
-    if not 0 < tolerance < float("inf"):
-        msg = f"search needs a tolerance > 0 for the gradient's relative error; got {tolerance}"
+    if not (isinstance(tolerance, Real) and 0 < tolerance < float("inf")):
+        msg = f"search needs a tolerance > 0 for the gradient's relative error; got {tolerance!r}"
         raise ValueError(msg)
     candidates = list(sites or moment.sites())
     cache: dict[frozenset[str], float] = {}

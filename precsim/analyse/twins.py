@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 
 import numpy as np
 
@@ -143,8 +144,8 @@ def drifts(
     if not count:
         msg = f"{run.path} has no step yet: there is nothing that could have drifted"
         raise RunError(msg)
-    if every is not None and every < 1:
-        msg = f"every must be at least 1 step; got {every}"
+    if every is not None and not (isinstance(every, Integral) and every >= 1):
+        msg = f"expected a whole number of steps, 1 or more, for every; got {every!r}"
         raise ValueError(msg)
     every = every or max(1, count // POINTS)
     race = _Race(run.at(start), run.corpus, seed)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self
 
 from precsim.engine.delayed import Delays
@@ -81,7 +82,8 @@ class using:
 
     `policy` may be a `Policy`, its string, or a format name; `changes` are fields of `Context`
     (observers, seed, step, ...).  A new `step` starts the call counts afresh.
-    Raises `TypeError` for an unknown field and for observers that are no list of callables,
+    Raises `TypeError` for an unknown field, a seed that is not whole and observers that are no list
+    of callables,
     `ValueError` for an unknown role and for an observer that needs what there is not.
     """
 
@@ -97,6 +99,9 @@ class using:
         if "role" in changes and changes["role"] not in PHASES:
             msg = f"using(): unknown role {changes['role']!r}; expected one of {', '.join(PHASES)}"
             raise ValueError(msg)
+        if not isinstance(changes.get("seed", 0), Integral):
+            msg = f"using(): expected a seed that is a whole number; got {changes['seed']!r}"
+            raise TypeError(msg)
         if "observers" in changes:
             changes["observers"] = _checked(changes["observers"])
         if "step" in changes or "seed" in changes:

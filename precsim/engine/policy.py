@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -112,6 +112,16 @@ class Policy:
     arithmetic: str = "exact"
     granularity: Granularity = Granularity.KERNEL
     delayed: Delayed = field(default=Delayed())
+
+    def __new__(cls, *formats: object, **fields: object) -> Self:
+        """Say which of the two a format without a name may have meant."""
+        if formats:
+            msg = (
+                f"Policy takes named fields, such as activations={formats[0]!r}; got {formats[0]!r} "
+                "alone: Policy.uniform has one format for all, Policy.parse reads a policy's text"
+            )
+            raise TypeError(msg)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for role in PHASES:

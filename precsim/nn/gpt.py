@@ -105,6 +105,9 @@ class GPT:
         master format (`weights` where it has none).  Raises `ValueError` for a weight that is
         missing, unknown or of another shape.
         """
+        if not isinstance(config, GPTConfig):
+            msg = f"expected a GPTConfig, such as GPTConfig(layers=2); got {config!r}"
+            raise TypeError(msg)
         self.config = config
         self.parameters: dict[str, Tensor] = {}
         shapes = config.shapes()

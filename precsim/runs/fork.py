@@ -17,7 +17,7 @@ from precsim.runs.loop import Listener, carry_on, state_before, surroundings
 from precsim.runs.manifest import read_manifest, write_manifest
 from precsim.runs.recorder import clear_folder
 from precsim.runs.recovery import find_corpus
-from precsim.runs.results import Run
+from precsim.runs.results import Run, step_number
 from precsim.runs.store import MANIFEST, Store
 from precsim.runs.trainer import Trainer, make_trainer
 
@@ -44,6 +44,7 @@ def fork(
     Raises `ConfigError` for changes that cannot be: unknown entries, a model of another size, a
     text with other letters, no step left to run; `RunError` as `resume` and `train` do.
     """
+    at = step_number(at)
     parent = read_manifest(folder)
     config = parent.config.change(**changes)
     if at >= config.steps:

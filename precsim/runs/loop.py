@@ -30,7 +30,7 @@ from precsim.runs.recovery import (
     read_steps,
     warn_of_other_machine,
 )
-from precsim.runs.results import Run, StepRecord, Trouble
+from precsim.runs.results import Run, StepRecord, Trouble, step_number
 from precsim.runs.store import Store, require_run, rewind
 from precsim.runs.trainer import StepResult, Trainer, make_trainer
 
@@ -162,8 +162,9 @@ def _ready(manifest: Manifest, corpus: Corpus | None) -> Corpus:
 def state_before(folder: Path, step: int, corpus: Corpus | None = None) -> Trainer:
     """Return a trainer that stands before `step` of a recorded run, computed from a checkpoint.
 
-    Raises `RunError` for a step that the run has not reached.
+    Raises `RunError` for a step that the run has not reached, `TypeError` for what is none.
     """
+    step = step_number(step)
     manifest = read_manifest(folder)
     reached = manifest.start + len(read_steps(folder, manifest.start).records)
     if not manifest.start <= step <= reached:

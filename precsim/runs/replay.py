@@ -17,7 +17,7 @@ from precsim.runs.files import RunError
 from precsim.runs.loop import make_record, state_before, surroundings
 from precsim.runs.manifest import read_manifest
 from precsim.runs.recovery import guarantee, read_steps
-from precsim.runs.results import StepRecord
+from precsim.runs.results import StepRecord, step_number
 from precsim.runs.store import read_arrays, read_index
 
 OF_THE_OBSERVER = ("flushed", "lost_updates")
@@ -71,6 +71,7 @@ def replay(
     Raises `RunError` for a step that was not recorded or an `op` that names none, `ReplayError`
     where something differs.
     """
+    step = step_number(step)
     manifest = read_manifest(folder)
     records = {record.step: record for record in read_steps(folder, manifest.start).records}
     if step not in records:

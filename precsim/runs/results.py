@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from math import isnan
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,14 @@ class Columns(dict[str, np.ndarray]):
     def __repr__(self) -> str:
         steps = len(next(iter(self.values()), ()))
         return f"Columns({steps} steps: {', '.join(self)})"
+
+
+def step_number(step: object) -> int:
+    """Return the number of a step as a plain one; raises `TypeError` for what is not whole."""
+    if isinstance(step, Integral):
+        return int(step)
+    msg = f"expected the number of a step, such as 137; got {step!r}"
+    raise TypeError(msg)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from precsim.runs.npz import Arrays
 from precsim.runs.recorder import kept_every
 from precsim.runs.recovery import find_corpus, read_steps
 from precsim.runs.replay import Replay, replay
-from precsim.runs.results import Run, StepRecord, Trouble
+from precsim.runs.results import Run, StepRecord, Trouble, step_number
 from precsim.runs.store import INDEX, STEPS, Entry, Index, read_arrays, read_index
 from precsim.runs.trainer import Trainer
 
@@ -223,7 +223,8 @@ class StoredRun(Run):
             return range(*step.indices(self.config.steps))
         if step is None or isinstance(step, range):
             return step
-        return range(int(step), int(step) + 1)
+        one = step_number(step)
+        return range(one, one + 1)
 
     def _why_no_ops(self, step: int) -> str:
         reached = self.manifest.start + len(self.records)

@@ -165,7 +165,7 @@ def test_a_run_can_drift_out_of_the_numbers_and_a_run_without_steps_cannot(died)
     found = drifts(died)
     assert found.verdict == "undefined"
     assert not math.isfinite(found.points[-1].distance)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="whole number of steps, 1 or more"):
         drifts(died, every=0)
     empty = ps.open(died.path)
     empty.records = []

@@ -181,9 +181,10 @@ def diff(
         print_line(dump({"rows": [asdict(row) for row in rows]} | facts))
     else:
         out, _ = consoles()
-        out.print(findings.diff_table(rows if op else _interesting(rows), out.width))
+        shown = rows if op else _interesting(rows)
+        out.print(findings.diff_table(shown, out.width))
         out.print()
-        for line in findings.diff_sentences(found):
+        for line in findings.diff_sentences(found, shown):
             print_line(line)
     if first is not None:
         broken = found.first_broken()
@@ -194,13 +195,17 @@ def diff(
 def _interesting(rows: list[diffing.Row]) -> list[diffing.Row]:
     """Return the ops that are not ok, and those with the largest errors, in order.
 
-    Where there is no room for all, the first goes before the others, and a cause before what it did.
+    Where there is no room for all, the first goes before the others, and a cause before what it did;
+    last are the optimizer's, of which an error in u says little.
     """
     ok, effect = diffing.Verdict.OK, diffing.Verdict.PROPAGATED
     first = next((r for r in rows if r.verdict is not ok), None)
-    order = sorted(
-        rows, key=lambda r: (r is not first, r.verdict is ok, r.verdict is effect, -r.total)
-    )
+
+    def place(row: diffing.Row) -> tuple[bool, bool, bool, bool, float]:
+        fine = row.verdict is ok
+        return row is not first, fine, row.verdict is effect, fine and row.of_optimizer, -row.total
+
+    order = sorted(rows, key=place)
     abnormal = sum(r.verdict is not ok for r in rows)
     return sorted(order[: max(WORST, min(abnormal, 2 * WORST))], key=lambda r: r.index)
 

@@ -249,6 +249,8 @@ def test_diff_says_why_a_large_error_of_the_optimizer_is_ok(narrow, tmp_path):
     policy = str(ps.recipe("torch_amp_fp16").policy)
     ps.train(CONFIG.change(policy=policy, loss_scale="static:1024"), out=tmp_path / "run")
     _, out, _ = narrow("diff", tmp_path / "run", "--step", 1)
+    assert " update/" not in out  # where all is ok, errors in u are told of what is judged by them
+    _, out, _ = narrow("diff", tmp_path / "run", "--step", 1, "--op", "update/*")
     assert "judged by what they lose, not by their error" in out
 
 

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from precsim.analyse.moment import REFERENCE, Moment, finest_unit, typical_error
 from precsim.engine.dispatch import Event
 from precsim.engine.policy import Policy
+from precsim.engine.rule import PHASES
 from precsim.formats.modes import Rounding
 from precsim.formats.registry import element_of
 from precsim.observe.counters import OpCounts, count
@@ -73,6 +74,11 @@ class Row:
     swamped: float
     same_bits: bool
     verdict: Verdict
+
+    @property
+    def of_optimizer(self) -> bool:
+        """Whether it is an op of the optimizer, which is judged by what it loses."""
+        return PHASES[self.path.partition("/")[0]] == "update"
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,11 @@ def _told(row: Row) -> str:
     return f"{share(row.swamped)} of the updates lost" if lost else row.verdict
 
 
-def diff_sentences(found: Diff) -> list[str]:
-    """Return what a diff comes to: the first abnormal op, and the first whose bits differ."""
+def diff_sentences(found: Diff, shown: Sequence[Row]) -> list[str]:
+    """Return what a diff comes to: the first abnormal op, and the first whose bits differ.
+
+    And, of those in the table, what their verdicts rest on, where that is not their error.
+    """
     abnormal, differs = found.first_abnormal(), found.first_difference()
     counts = {v: sum(row.verdict is v for row in found.rows) for v in Verdict}
     said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if n)
@@ -80,7 +83,8 @@ def diff_sentences(found: Diff) -> list[str]:
     undefined = sum(row.total == float("inf") > row.local for row in found.rows)
     if undefined:
         lines.append(f"{undefined} ops have no error in u: one of the two is 0 or not finite there")
-    if any(row.verdict is Verdict.OK and LARGE < row.total < float("inf") for row in found.rows):
+    large = (r for r in shown if r.verdict is Verdict.OK and LARGE < r.total < float("inf"))
+    if any(row.of_optimizer for row in large):
         lines.append("ops of the optimizer are judged by what they lose, not by their error")
     if abnormal:
         lines.append(f"first abnormal op: {abnormal.index} {abnormal.path}")

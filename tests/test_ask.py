@@ -136,18 +136,18 @@ def test_the_directory_of_a_run_stands_for_it(run, tmp_path):
     ids=["diff", "blame", "search", "replay", "at", "fork", "figure"],
 )
 def test_what_is_no_step_is_said_to_be_none(run, ask, step):
-    with pytest.raises((TypeError, ValueError), match="expected (the|its) number"):
+    with pytest.raises((TypeError, ValueError), match=r"expected (the|its) number"):
         ask(run, step)
 
 
 def test_amounts_that_are_text(run):
-    with pytest.raises(ValueError, match="tolerance > 0.*'0.1'"):
+    with pytest.raises(ValueError, match=r"tolerance > 0.*'0.1'"):
         ps.search(run, 1, "0.1")
-    with pytest.raises(ValueError, match="whole number of steps.*'7'"):
+    with pytest.raises(ValueError, match=r"whole number of steps.*'7'"):
         ps.drift(run, every="7")
     with pytest.raises(TypeError, match="whole number; got 'a'"):
         ps.using(seed="a")
-    with pytest.raises(TypeError, match="GPTConfig.*'small'"):
+    with pytest.raises(TypeError, match=r"GPTConfig.*'small'"):
         ps.GPT("small")
 
 

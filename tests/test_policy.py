@@ -68,7 +68,7 @@ def test_a_format_alone_means_everything_in_it():
 
 
 def test_a_policy_does_not_take_a_format_for_that_of_the_weights_alone():
-    with pytest.raises(TypeError, match="Policy.uniform"):
+    with pytest.raises(TypeError, match=r"Policy\.uniform"):
         ps.Policy("fp16")
 
 

@@ -22,6 +22,7 @@ FORMATS = [
     *map(format, ("fp16_ftz", "e4m3_ftz", "e6m9", "e5m21", "e8m5")),
     Format("ue4m3", 4, 3, Specials.FN, signed=False),
     Format("ue3m2", 3, 2, Specials.FINITE, signed=False),
+    Format("zeroless", 4, 3, Specials.FN, signed=False, has_zero=False),
     Format("deep", 8, 3, bias=135),  # subnormal in float32, and yet normal
 ]
 by_name = operator.attrgetter("name")
@@ -172,3 +173,14 @@ def test_shapes_and_kinds_are_those_of_quantize():
 def test_errors_are_those_of_quantize(how, message):
     with pytest.raises(ValueError, match=message):
         ps.quantize_counted(**{"x": np.zeros(2), "fmt": "fp16"} | how)
+
+
+@pytest.mark.parametrize("man_bits", [0, 1, 3])
+def test_ties_lie_halfway_between_two_values_of_which_a_format_without_a_zero_has_fewer(man_bits):
+    fmt = Format("zeroless", 4, man_bits, Specials.FN, signed=False, has_zero=False)
+    values = np.array(fmt.values())
+    halfway = (values[:-1] + values[1:]) / 2
+    below = np.arange(1, 32) / 32 * values[0]
+    for x, ties in ((halfway, halfway.size), (values, 0), (below, 0)):
+        assert quantize_counted(x, fmt)[1].tie == ties
+        assert sum("tie" in exact.flags(number, fmt) for number in x.tolist()) == ties

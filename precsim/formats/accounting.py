@@ -42,7 +42,8 @@ class Counts:
     flushed: a number other than zero became zero.
     subnormal: the result is a subnormal, exact or not.
     tie: finite and halfway between two neighbours (max and the virtual next value are neighbours,
-    and so are subnormals that will be flushed), whatever the rounding mode makes of it.
+    and so are subnormals that will be flushed; the smallest value of a format without a zero has
+    none below), whatever the rounding mode makes of it.
     overflow: finite, and rounded as if there were no largest value it would lie beyond `max`
     (IEEE 754's overflow).  464 in e4m3 is none, for it rounds to 448.
     saturated: overflow or an infinity that became the largest value.
@@ -228,6 +229,8 @@ class _Tally:
             middle = np.float64(fmt.max + fmt.ulp(fmt.max) / 2)
             ties &= magnitude <= self.largest
             ties |= magnitude == middle
+        if not fmt.has_zero:  # below the smallest value there is no other
+            ties &= magnitude >= fmt.smallest_normal
         self._count("tie", ties)
 
     def _spacing(self, magnitude: Array, out: Array) -> None:

@@ -118,7 +118,10 @@ def flags(
         magnitude = abs(exact(x))
         steps, spacing, rest = cut(magnitude, grid)
         up = _goes_up(rest, steps, negative, mode, random)
-        found["tie"] = rest == HALF and steps * spacing <= grid.max
+        between = (
+            grid.has_zero or magnitude >= below
+        )  # without a zero, nothing is below the smallest
+        found["tie"] = rest == HALF and between and steps * spacing <= grid.max
         found["overflow"] = (steps + up) * spacing > grid.max
         found["saturated"] = found["overflow"] and abs(result) == grid.max
         if 0 < magnitude < below and not grid.is_integer:

@@ -196,6 +196,97 @@ def test_another_run_has_its_own_steps(view, runs):
     assert "skipped" in view.locator("#facts").inner_text()
 
 
+def test_another_run_is_shown_at_the_same_step_and_op(view, runs):
+    slide(view, 2)
+    row = view.locator("#rows tr[data-op]").nth(7)
+    row.click()
+    path = row.locator("td:first-child").get_attribute("title")
+    assert path in runs["other"].ops(2)["path"]
+    for label in ("other", EVIL):
+        view.select_option("#run", label=label)
+        assert view.locator("#where").inner_text() == "step 2"
+        chosen = view.locator("tr[aria-selected=true] td:first-child")
+        assert chosen.get_attribute("title") == path
+
+
+def opened(browser, found, folder):
+    """A page about some runs by name, once it is ready."""
+    path = folder / "report.html"
+    shown = [collect(run, name, rows=9000, points=1) for name, run in found.items()]
+    path.write_text(page.render(shown, "again"), "utf-8")
+    tab = browser.new_page(viewport={"width": 1200, "height": 900})
+    tab.goto(path.as_uri())
+    tab.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
+    return tab
+
+
+def test_a_run_that_lacks_the_step_is_shown_at_the_nearest(browser, tmp_path):
+    common = {"policy": "bf16", "observe": "hist", "checkpoint_every": 3}
+    long = ps.train(tiny(steps=6, **common), out=tmp_path / "long")
+    short = ps.train(tiny(steps=2, **common), out=tmp_path / "short")
+    tab = opened(browser, {"long": long, "short": short}, tmp_path)
+    slide(tab, 4)
+    tab.select_option("#run", label="short")
+    assert tab.locator("#where").inner_text() == "step 1"
+    tab.select_option("#run", label="long")
+    assert tab.locator("#where").inner_text() == "step 1"
+    tab.close()
+
+
+def test_an_op_of_zeros_says_so_where_nothing_else_is_drawn(browser, tmp_path):
+    """One run's gradients are all flushed; the other's, drawn there too, stay below the sentence."""
+    common = {"steps": 1, "observe": "hist", "checkpoint_every": 1}
+    low = ps.train(tiny(policy=LOW, loss_scale="static:1e-5", **common), out=tmp_path / "low")
+    high = ps.train(tiny(policy="bf16", loss_scale="static:0.5", **common), out=tmp_path / "high")
+    tab = opened(browser, {"low": low, "high": high}, tmp_path)
+    tab.fill("#filter", "gradients/lnf/layer_norm_grad")
+    tab.locator("#rows tr[data-op]").first.click()
+    note = tab.locator("#histogram .annotation:has-text('no nonzero value')")
+    note.wait_for()
+    line = tab.locator("#histogram .scatterlayer .js-line").bounding_box()
+    box = note.bounding_box()
+    assert box["y"] + box["height"] < line["y"]
+    tab.select_option("#run", label="high")
+    note.wait_for(state="detached")
+    tab.close()
+
+
+def test_a_loss_scale_has_a_superscript_and_is_read_aloud_as_a_power(browser, tmp_path):
+    common = {"steps": 1, "observe": "hist", "checkpoint_every": 1}
+    run = ps.train(tiny(policy="bf16", loss_scale="static:0.25", **common), out=tmp_path / "run")
+    tab = opened(browser, {"run": run}, tmp_path)
+    for place in ("#facts", ".card dl"):
+        power = tab.locator(f"{place} [role=img]")
+        assert power.get_attribute("aria-label") == "2 to the power \N{MINUS SIGN}2"
+        assert power.inner_html() == "2<sup>\N{MINUS SIGN}2</sup>"
+    tab.close()
+
+
+def test_charts_keep_their_height_when_the_window_changes(view):
+    """As wide as their boxes at any width; and a phone changes the height alone, all the time."""
+    charts = "[...document.querySelectorAll('.chart:not([hidden])')].map"
+    heights = view.evaluate(f"{charts}(c => c.clientHeight)")
+    assert len(heights) == 5
+    assert min(heights) > 150
+    for width, height in ((1200, 500), (1000, 900), (1200, 900)):
+        view.set_viewport_size({"width": width, "height": height})
+        view.wait_for_timeout(400)
+        assert view.evaluate(f"{charts}(c => c.clientHeight)") == heights
+        room = view.evaluate(f"{charts}(c => c.clientWidth - c._fullLayout.width)")
+        assert all(0 <= beside < 20 for beside in room)
+
+
+def test_both_halves_of_the_drift_show_the_steps_of_the_run(view):
+    slide(view, 3)
+    view.wait_for_function("document.getElementById('drift').layout.shapes[0].x0 === 3")
+    drift = view.evaluate(
+        "(l => ({ranges: [l.xaxis.range, l.xaxis2.range], at: l.shapes.map(s => [s.xref, s.x0])}))"
+        "(document.getElementById('drift').layout)"
+    )
+    assert drift["at"] == [["x", 3], ["x2", 3]]
+    assert all(low <= 0 and high >= 5 for low, high in drift["ranges"])
+
+
 def test_a_loss_that_explodes_does_not_flatten_the_others(view, runs):
     low, high = view.evaluate("document.getElementById('loss')._fullLayout.yaxis.range")
     losses = [r.loss for run in runs.values() for r in run.records]

@@ -29,12 +29,26 @@
   }
   const brief = (x, digits = 3) => (x === null || x === undefined ? "not finite" : Number(x.toPrecision(digits)).toString());
   const power = (e) => `2<sup>${e < 0 ? "\u2212" : ""}${Math.abs(e)}</sup>`;
-  const scaleText = (s) => (s > 1 && Number.isInteger(Math.log2(s)) ? `2^${Math.log2(s)}` : brief(s));
+  const isPower = (x) => x > 0 && Number.isInteger(Math.log2(x));
+  const scaleText = (s) => (isPower(s) ? power(Math.log2(s)) : brief(s));
   function make(tag, text, className) {
     const element = document.createElement(tag);
     if (text !== undefined) element.textContent = text;
     if (className) element.className = className;
     return element;
+  }
+  function scaleElement(s) {  // 2^15 as it is written, and as it is read aloud
+    const element = make("b", isPower(s) ? undefined : brief(s));
+    if (isPower(s)) {
+      const exponent = String(Math.log2(s)).replace("-", "\u2212"), sign = make("span", "2");
+      sign.append(make("sup", exponent));
+      sign.setAttribute("role", "img"); sign.setAttribute("aria-label", `2 to the power ${exponent}`);
+      element.append(sign);
+    }
+    return element;
+  }
+  function breakable(text) {  // a path may go on in the next line after a slash or a dot
+    return text.split(/(?<=[/.])/).flatMap((part) => [part, document.createElement("wbr")]).slice(0, -1);
   }
 
   // ---- one op of one step ----
@@ -126,7 +140,7 @@
 
   // ---- charts ----
   let Plotly = null;
-  const config = { displayModeBar: false, responsive: true };
+  const config = { displayModeBar: false };
   const small = () => window.innerWidth < 620;
   function layout(more) {
     const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true, ticks: "", tickfont: { size: 12 } };
@@ -138,8 +152,12 @@
     for (const name of axes) rest[name] = { ...axis, ...(rest[name] || {}) };
     return { ...base, ...rest };
   }
+  function paint(box, traces, more) {  // as wide as its box: Plotly's own resizing forgets the height
+    const { paddingLeft, paddingRight } = getComputedStyle(box);
+    Plotly.react(box, traces, layout({ ...more, width: box.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight) }), config);
+  }
   const cursors = {};
-  const cursor = () => ({ type: "line", xref: "x", yref: "paper", x0: 0, x1: 0, y0: 0, y1: 1, visible: false, line: { color: css("--quiet"), width: 1, dash: "dot" } });
+  const cursor = (xref) => ({ name: "cursor", type: "line", xref, yref: "paper", x0: 0, x1: 0, y0: 0, y1: 1, visible: false, line: { color: css("--quiet"), width: 1, dash: "dot" } });
   const dashes = ["solid", "dash", "dot", "dashdot"];
   const symbols = ["circle", "diamond", "square", "triangle-up"];
   const same = (number) => data.runs.slice(0, number).filter((r) => r.hue === data.runs[number].hue).length % dashes.length;
@@ -160,7 +178,8 @@
     const box = $(id);
     if (!box) return;
     box.hidden = false;
-    Plotly.react(box, traces, layout({ ...more, shapes: [cursor(), ...(more.shapes || [])] }), config);
+    const across = (more.axes || ["xaxis"]).filter((name) => name.startsWith("x")).map((name) => cursor(name.replace("axis", "")));
+    paint(box, traces, { ...more, shapes: [...across, ...(more.shapes || [])] });
     if (!cursors[id]) box.on("plotly_click", (event) => go(event.points[0].x));
     cursors[id] = box;
   }
@@ -216,11 +235,12 @@
       drift.push({ x, y: r.drift.map((p) => 100 * p.rho), name, mode: "lines+markers", line, marker: markOf(i), customdata: about, hovertemplate: `${name}: %{y:.2g}%<br>%{customdata}<extra></extra>` });
       drift.push({ x, y: r.drift.map((p) => p.angle), name, showlegend: false, xaxis: "x2", yaxis: "y2", mode: "lines+markers", line, marker: markOf(i), hovertemplate: `${name}: %{y:.2g}\u00b0<extra></extra>` });
     });
-    const stacked = small();
+    const stacked = small(), steps = data.runs.flatMap((r) => [r.curves.step[0], r.curves.step[r.curves.step.length - 1]]);
+    const first = Math.min(...steps), last = Math.max(...steps), edge = 0.04 * (last - first) || 0.5, range = [first - edge, last + edge];
     chart("drift", drift, { height: stacked ? 460 : 300, axes: ["xaxis", "yaxis", "xaxis2", "yaxis2"],
-      xaxis: { title: { text: stacked ? "" : "step" }, domain: stacked ? [0, 1] : [0, 0.44] },
+      xaxis: { title: { text: stacked ? "" : "step" }, range, domain: stacked ? [0, 1] : [0, 0.44] },
       yaxis: { ...logAxis(drift, "y"), title: { text: "error of the gradient (%)" }, domain: stacked ? [0.56, 1] : [0, 1] },
-      xaxis2: { title: { text: "step" }, domain: stacked ? [0, 1] : [0.56, 1], anchor: "y2" },
+      xaxis2: { title: { text: "step" }, range, domain: stacked ? [0, 1] : [0.56, 1], anchor: "y2" },
       yaxis2: { ...logAxis(drift, "y2"), title: { text: "angle (degrees)" }, domain: stacked ? [0, 0.42] : [0, 1], anchor: "x2" } });
   }
   function beside() {  // the way between the weights and the float64 twin's, and what one kick would have become
@@ -235,13 +255,18 @@
     if (apart.length) chart("twin", apart, { height: 320, showlegend: true, xaxis: { title: { text: "step" } }, yaxis: { ...logAxis(apart, "y"), title: { text: "weights apart (% of the way)" } } });
   }
   function logAxis(traces, which) {  // every decade has a tick; fewer than two have 2 and 5 as well
-    const values = traces.filter((t) => (t.yaxis || "y") === which).flatMap((t) => t.y).filter((v) => v > 0);
-    const decades = values.length ? Math.log10(Math.max(...values) / Math.min(...values)) : 0;
-    return { type: "log", dtick: decades < 1.6 ? "D2" : 1, exponentformat: "power" };
+    const values = traces.filter((t) => (t.yaxis || "y") === which).flatMap((t) => t.y).filter((v) => v > 0).map(Math.log10);
+    if (!values.length) return { type: "log" };
+    const low = Math.min(...values), high = Math.max(...values), digits = high - low < 1.6 ? [1, 2, 5] : [1];
+    const ticks = [];
+    for (let k = Math.floor(low) - 1, by = Math.ceil((high - low) / 8) || 1; k <= high + 1; k += by) for (const digit of digits) ticks.push([digit, k]);
+    const text = ([digit, k]) => (k >= -4 && k < 5 ? brief(digit * 10 ** k, 1) : `${digit > 1 ? `${digit}\u00b7` : ""}10<sup>${k < 0 ? "\u2212" : ""}${Math.abs(k)}</sup>`);
+    return { type: "log", tickvals: ticks.map(([digit, k]) => digit * 10 ** k), ticktext: ticks.map(text) };
   }
   function moveCursors() {
+    const here = { x0: step().step, x1: step().step, visible: true };
     for (const box of Object.values(cursors))
-      Plotly.relayout(box, { "shapes[0].x0": step().step, "shapes[0].x1": step().step, "shapes[0].visible": true });
+      Plotly.relayout(box, { shapes: box.layout.shapes.map((shape) => (shape.name === "cursor" ? { ...shape, ...here } : shape)) });
   }
 
   // ---- the exponents of one op, over the ranges of formats ----
@@ -276,7 +301,7 @@
     const columns = step(), row = columns.op.indexOf(state.op);
     if (row < 0) return;
     const op = look(columns, row), own = data.formats[op.format];
-    $("name").textContent = op.path + (op.call ? ` #${op.call}` : "");
+    $("name").replaceChildren(...breakable(op.path + (op.call ? ` #${op.call}` : "")));
     const words = data.kinds.filter((kind) => op.parts[kind] > 0).map((kind) => `${kind} ${share(op.parts[kind])}`);
     const source = run().player.sources[op.number];
     $("said").textContent = `${op.n.toLocaleString("en")} values in ${op.format} (max ${own ? own.largest : "?"}): ${words.join(", ")}. Largest ${brief(op.amax)}`
@@ -287,7 +312,7 @@
     const at = counts.map((_, i) => op.hist[0] + i + data.lowest);
     const clamp = (x) => Math.min(high, Math.max(low, x));
     const bars = { type: "bar", name: escape(run().name), showlegend: false, x: at.map(clamp), y: counts.map((c) => 100 * c / whole), width: 0.92, marker: { color: at.map((e) => data.colours[kindOf(e, own)] || tint(own ? own.hue : "#767676")) },
-      customdata: at.map((e, i) => [e, counts[i].toLocaleString("en"), kindOf(e, own) || ""]), hovertemplate: "2^%{customdata[0]}: %{customdata[1]} values, %{y:.2g}%<br>%{customdata[2]}<extra></extra>" };
+      customdata: at.map((e, i) => [power(e), counts[i].toLocaleString("en"), kindOf(e, own) || ""]), hovertemplate: "%{customdata[0]}: %{customdata[1]} values, %{y:.2g}%<br>%{customdata[2]}<extra></extra>" };
     const others = data.runs.map((r, i) => (i === state.run ? null : elsewhere(r, i, op, low, high))).filter((t) => t);
     const names = [...new Set([op.format, ...data.ladder])].filter((name) => data.formats[name]);
     const ranges = [], notes = [];
@@ -299,7 +324,7 @@
       }
       const from = clamp(f.low), normal = clamp(f.normal), to = clamp(f.high), color = tint(f.hue === "#000000" && dark.matches ? "#9aa5b1" : f.hue);
       ranges.push({ type: "bar", orientation: "h", yaxis: "y2", showlegend: false, x: [normal - from, to - normal], base: [from, normal], y: [y, y], width: 0.44,
-        marker: { color: [color, color], opacity: [0.35, 1] }, hovertemplate: `${escape(name)}: 2^${Math.round(f.low)} to ${escape(f.largest)}<extra></extra>` });
+        marker: { color: [color, color], opacity: [0.35, 1] }, hovertemplate: `${escape(name)}: ${power(Math.round(f.low))} to ${escape(f.largest)}<extra></extra>` });
       const lost = f.plain && whole ? counts.reduce((a, c, k) => a + (at[k] < f.kept ? c : 0), 0) / whole : null;
       const over = f.plain && whole ? counts.reduce((a, c, k) => a + (at[k] > f.emax ? c : 0), 0) / whole : null;
       const text = `${escape(name)}, max ${escape(f.largest)}` + (lost ? `, ${share(lost)} become 0` : "") + (over ? `, ${share(over)} overflow` : "");
@@ -307,16 +332,23 @@
     });
     const ticks = [];
     for (let e = Math.ceil(low / 8) * 8; e <= high; e += 8) ticks.push(e);
-    if (!whole) notes.push({ text: "no nonzero value: no exponents to show", xref: "paper", yref: "paper", x: 0.5, y: 0.8, showarrow: false, font: { color: css("--quiet") } });
-    Plotly.react($("histogram"), [bars, ...others, ...ranges], layout({ height: 250 + 42 * names.length, showlegend: others.length > 0, barmode: "overlay", bargap: 0, annotations: notes,
+    let upright = { rangemode: "tozero" };
+    if (!whole) {  // say so above what other runs have, which gets no higher than that
+      const top = 1.3 * Math.max(0, ...others.flatMap((t) => t.y));
+      upright = top ? { range: [0, top] } : { range: [0, 1], showticklabels: false, showgrid: false };
+      notes.push({ text: others.length ? "no nonzero value in this run" : "no nonzero value: no exponents to show", xref: "paper", yref: "paper", x: 0.5, y: top ? 1 : 0.8,
+        yanchor: top ? "top" : "middle", showarrow: false, bgcolor: css("--panel"), font: { color: css("--quiet") } });
+    }
+    paint($("histogram"), [bars, ...others, ...ranges], { height: 250 + 42 * names.length, showlegend: others.length > 0, barmode: "overlay", bargap: 0, annotations: notes,
       margin: { l: 48, r: 10, t: others.length ? 30 : 10, b: 36 }, axes: ["xaxis", "yaxis", "yaxis2"],
       xaxis: { range: [low - 0.6, high + 0.6], tickvals: ticks, ticktext: ticks.map(power), anchor: "y2" },
-      yaxis: { title: { text: "% of the nonzero values" }, domain: [0.06 + 0.09 * names.length, 1], rangemode: "tozero" },
-      yaxis2: { domain: [0, 0.03 + 0.09 * names.length], range: [0.5, names.length + 0.85], visible: false } }), config);
+      yaxis: { title: { text: "% of the nonzero values" }, domain: [0.06 + 0.09 * names.length, 1], ...upright },
+      yaxis2: { domain: [0, 0.03 + 0.09 * names.length], range: [0.5, names.length + 0.85], visible: false } });
   }
 
   // ---- every op at every step ----
   const metrics = { flushed: "flushed", overflow: "overflow", lost: "updates lost", error: "error in u" };
+  const glyphs = { forward: "\u25cf", backward: "\u25bc", update: "\u25c6" };
   const most = 40;
   let cells = null;
   function map() {
@@ -333,26 +365,27 @@
     const kinds = new Set(kept.map((number) => p.ops[number][0].replace(/^(.*?)\/.*\/(.*)$/, "$1 $2")));
     const names = kept.map((number) => { let [path, call] = p.ops[number]; const [role] = path.split("/", 1);
       if (kinds.size === 1) path = path.slice(0, path.lastIndexOf("/"));  // all the same op: where is enough
-      const glyph = { forward: "\u25cf", backward: "\u25bc", update: "\u25c6" }[phaseOf(role)];
+      const glyph = glyphs[phaseOf(role)];
       return `${escape(path.slice(role.length + 1).replace("/", " ").trim())}${call ? ` #${call}` : ""}${short[role] ? ` ${short[role]}` : ""} ${glyph}`; });
     const error = state.metric === "error", ends = error ? [-1, 2] : [-2, 2];
     const z = kept.map((number) => grid[number].map((v) => (typeof v === "number" ? Math.max(ends[0], Math.log10(Math.max(v, 1e-9))) : null)));
     const zeros = kept.map((number) => grid[number].map((v) => (v === "zero" ? 1 : null)));
     cells = { kept, steps: p.steps.map((c) => c.step) };
-    $("mapnote").textContent = `${kept.length < top.length ? `The ${kept.length} ops with the largest values of ${top.length} that have any` : `All ${kept.length} ops that have any`}, in the order in which they run${zeros.flat().some((v) => v) ? " (grey: all results were zero before rounding)" : ""}. Choose a cell to look at it.`;
+    const marked = Object.keys(glyphs).filter((phase) => kept.some((number) => phaseOf(p.ops[number][0].split("/", 1)[0]) === phase));
+    $("mapnote").textContent = `${kept.length < top.length ? `The ${kept.length} ops with the largest values of ${top.length} that have any` : `All ${kept.length} ops that have any`}, in the order in which they run${zeros.flat().some((v) => v) ? " (grey: all results were zero before rounding)" : ""}. ${marked.map((phase) => `${glyphs[phase]}\u00a0${phase}`).join(", ")}. Choose a cell to look at it.`;
     const width = small() ? 24 : 44, cut = (text) => (text.length > width ? `\u2026${text.slice(-width)}` : text);
     const marks = error ? { "-1": "0.1", 0: "1", 1: "10", 2: "100" } : { "-2": "0", "-1": "0.1%", 0: "1%", 1: "10%", 2: "100%" };
-    Plotly.react($("map"), [{ type: "heatmap", z, x: cells.steps.map((_, i) => i), y: kept.map((_, i) => i), xgap: 1, ygap: 1, hoverongaps: false,
+    paint($("map"), [{ type: "heatmap", z, x: cells.steps.map((_, i) => i), y: kept.map((_, i) => i), xgap: 1, ygap: 1, hoverongaps: false,
       text: kept.map((number, i) => grid[number].map((v, s) => `${names[i]}<br>step ${cells.steps[s]}: ${v === "zero" ? "all results were zero" : v === null ? "" : brief(v, 3) + (error ? " u" : "%")}`)),
       hovertemplate: "%{text}<extra></extra>", zmin: ends[0], zmax: ends[1],
       colorscale: dark.matches ? [[0, "#1f2630"], [0.15, "#4a3b2b"], [0.5, "#b8651b"], [1, "#ffd08a"]] : [[0, "#f1f2f4"], [0.15, "#fbe3c4"], [0.5, "#f0a13a"], [1, "#a63a00"]],
       colorbar: { thickness: 12, outlinewidth: 0, title: { text: metrics[state.metric], side: "right", font: { size: 12 } }, tickvals: Object.keys(marks).map(Number), ticktext: Object.values(marks), x: 1.01 } },
     { type: "heatmap", z: zeros, x: cells.steps.map((_, i) => i), y: kept.map((_, i) => i), xgap: 1, ygap: 1, hoverongaps: false, showscale: false, zmin: 0, zmax: 1,
       colorscale: [[0, data.colours.zero], [1, data.colours.zero]], hovertemplate: "all results were zero before rounding<extra></extra>", opacity: 0.55 }],
-    layout({ height: 90 + Math.max(6, kept.length) * 17, showlegend: false, margin: { l: 10, r: 10, t: 8, b: 40 },
+    { height: 90 + Math.max(6, kept.length) * 17, showlegend: false, margin: { l: 10, r: 10, t: 8, b: 40 },
       xaxis: { title: { text: "step" }, showgrid: false, tickvals: cells.steps.map((_, i) => i).filter((i) => i % Math.ceil(cells.steps.length / (small() ? 6 : 15)) === 0),
         ticktext: cells.steps.filter((_, i) => i % Math.ceil(cells.steps.length / (small() ? 6 : 15)) === 0) },
-      yaxis: { tickvals: kept.map((_, i) => i), ticktext: names.map(cut), showgrid: false, tickfont: { size: 10.5 } }, shapes: [box()] }), config);
+      yaxis: { tickvals: kept.map((_, i) => i), ticktext: names.map(cut), showgrid: false, tickfont: { size: 10.5 } }, shapes: [box()] });
     if (!$("map").dataset.ready) {
       $("map").dataset.ready = "yes";
       $("map").on("plotly_click", (event) => {
@@ -377,8 +410,8 @@
     const facts = $("facts");
     facts.replaceChildren();
     if (k >= 0) {
-      const say = (label, value) => facts.append(`${facts.childNodes.length ? "  \u00b7  " : ""}${label} `, make("b", value));
-      say("loss", brief(c.loss[k], 4)); if (run().scaled) say("loss scale", scaleText(c.scale[k]));
+      const say = (label, value) => facts.append(`${facts.childNodes.length ? "\u00a0\u00b7 " : ""}${label} `, typeof value === "string" ? make("b", value) : value);
+      say("loss", brief(c.loss[k], 4)); if (run().scaled) say("loss scale", scaleElement(c.scale[k]));
       say("gradient norm", brief(c.grad_norm[k]));
       say("flushed", share(c.flushed[k] ?? 0)); say("updates lost", share(c.lost_updates[k] ?? 0));
       if (c.skipped[k]) say("this step was", "skipped");
@@ -447,6 +480,13 @@
     pressed("metrics", state.metric);
     if (Plotly) map();
   }
+  function turn(number) {  // to another run, at the same op of the same step, or of the nearest one
+    const here = step().step, [path, call] = run().player.ops[state.op] || [];
+    pick(number);
+    state.op = run().player.ops.findIndex((op) => op[0] === path && op[1] === call);
+    go(here);
+    reveal();
+  }
   function start() {
     const able = data.runs.map((r, i) => i).filter((i) => data.runs[i].player.steps.length);
     if (!$("controls") || !able.length) return;
@@ -455,7 +495,7 @@
     group("phases", { all: "all", forward: "forward", backward: "backward", update: "update" }, (v) => { state.phase = v; show(state.at); });
     group("metrics", metrics, (v) => { state.metric = v; map(); });
     pressed("phases", "all");
-    $("run").onchange = (event) => { pause(); pick(Number(event.target.value)); };
+    $("run").onchange = (event) => { pause(); turn(Number(event.target.value)); };
     $("slider").oninput = (event) => { pause(); show(Number(event.target.value)); };
     $("back").onclick = () => { pause(); show(state.at - 1); };
     $("forward").onclick = () => { pause(); show(state.at + 1); };
@@ -506,7 +546,10 @@
   }
   everything();
   dark.addEventListener("change", everything);
-  let width = window.innerWidth;
-  addEventListener("resize", () => { if ((width < 620) !== small()) { width = window.innerWidth; everything(); } });
+  let width = window.innerWidth, soon = null;
+  addEventListener("resize", () => {  // the height alone changes whenever a phone hides its address bar
+    clearTimeout(soon);
+    soon = setTimeout(() => { if (width !== window.innerWidth) { width = window.innerWidth; everything(); } }, 100);
+  });
   document.documentElement.dataset.ready = "yes";
 })();

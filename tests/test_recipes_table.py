@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import asdict
 
 import pytest
@@ -148,8 +149,38 @@ def printed(what, width=200):
 
 def test_the_table_in_the_terminal_shows_formats_and_keeps_how_weights_are_rounded():
     text = printed(shown.rows_table([table.row(ps.recipe("int8"))], 200))
-    assert "int8:row:stochastic" in text
+    assert re.search(r"int8:row: .*\n +stochastic ", text)
     assert text.count("stochastic") == 1
+
+
+def test_a_terminal_of_80_columns_shows_weights_operands_and_loss_scale_and_names_the_rest():
+    rows = table.rows()
+    heading, _, *lines = printed(shown.rows_table(rows, 80), 80).splitlines()
+    assert re.findall(r"\w+ ?\w+", heading) == [
+        "recipe", "weights", "master", "operands", "loss scale",
+    ]  # fmt: skip
+    by_name = {line.split()[0]: line.split()[1:] for line in lines if line[:1].strip()}
+    for row in rows:
+        weights, master, *_, last = by_name[row.name]
+        assert row.weights.startswith(weights)
+        assert master == row.master
+        assert last == {"none": "none", "65536": "2^16", "32768": "2^15"}[row.scaling.split()[-1]]
+    said = " ".join(" ".join(lines).split())
+    for heading in ("matmuls", "backward", "weight gradients", "handed over", "casts", "about"):
+        assert heading in said.partition("a wider terminal shows more: ")[2]
+    assert "matmuls: what" not in said  # nothing is explained that is not there
+    assert "shows more" not in printed(shown.rows_table(rows, 400), 400)
+
+
+@pytest.mark.parametrize(("precisions", "lines"), [
+    ("fp32/fp16", ["fp32/fp16"]),
+    ("e4m3:1x128/e4m3:128x128", ["e4m3:1x128/", "e4m3:128x128"]),
+    ("int8:row/int8/bf16", ["int8:row/int8/", "bf16"]),
+    ("bf16/int8:column:stochastic", ["bf16/", "int8:column:", "stochastic"]),
+    ("nvfp4/nvfp4:16x16/nvfp4:stochastic", ["nvfp4/", "nvfp4:16x16/", "nvfp4:", "stochastic"]),
+])  # fmt: skip
+def test_precisions_are_broken_between_words(precisions, lines):
+    assert shown._lines(precisions).splitlines() == lines
 
 
 def test_differences_in_the_terminal():

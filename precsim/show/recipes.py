@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from math import isfinite
+from math import isfinite, log2
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Group, RenderableType
@@ -16,38 +17,45 @@ from precsim.formats.scaled import Block
 from precsim.recipes import RECIPES
 from precsim.recipes.table import Difference, Row
 from precsim.runs.summary import Summary
-from precsim.show.style import share
-from precsim.show.terminal import Cells, Column, ink, table
+from precsim.show.style import power, share
+from precsim.show.terminal import Cells, Column, ink, left_out, table
 
 if TYPE_CHECKING:
     from precsim.analyse.memory import Memory
 
 ROW_COLUMNS = (
     Column("recipe", justify="left"),
-    Column("weights", 2, "left", folds=True),
-    Column("master", 4, "left"),
-    Column("operands", 2, "left", folds=True),
-    Column("matmuls", 1, "left"),
-    Column("softmax", 5, "left"),
-    Column("norm", 6, "left"),
-    Column("residual", 6, "left"),
-    Column("loss", 8, "left"),
-    Column("backward", 1, "left"),
-    Column("weight\ngradients", 8, "left"),
-    Column("handed\nover", 7, "left"),
-    Column("update", 8, "left"),
-    Column("state", 7, "left"),
-    Column("loss scale", 3, "left"),
-    Column("casts", 9),
-    Column("about", 10, "left", folds=True),
+    Column("weights", 1, "left"),
+    Column("master", 3, "left"),
+    Column("operands", 1, "left"),
+    Column("matmuls", 4, "left"),
+    Column("softmax", 6, "left"),
+    Column("norm", 7, "left"),
+    Column("residual", 7, "left"),
+    Column("loss", 9, "left"),
+    Column("backward", 5, "left"),
+    Column("weight\ngradients", 9, "left"),
+    Column("handed\nover", 8, "left"),
+    Column("update", 9, "left"),
+    Column("state", 8, "left"),
+    Column("loss scale", 2, "left"),
+    Column("casts", 10),
+    Column("about", 11, "left", folds=True),
 )
+"""The first to stay tell recipes apart: the weights, what is multiplied, the loss scale, the master."""
 
+MEANINGS = {
+    "weights": "as they are stored",
+    "master": "the copy that is updated",
+    "operands": "of the linear layers, forward and backward",
+    "loss scale": "its kind, and where it starts",
+    "matmuls": "what their products are rounded to",
+    "backward": "gradients of activations",
+}
+"""What headings mean that could be taken for something else."""
 
-KEY = (
-    "operands: of the linear layers, forward and backward; matmuls: what their products are "
-    "rounded to; weights: as they are stored; backward: gradients of activations\n"
-    "a wider terminal shows more, and `precsim recipes diff A B` all that differs"
-)
+LINE = 15
+"""Characters of a line of precisions, so that five columns fit into a terminal of 80."""
 
 
 def rows_table(rows: Iterable[Row], width: int) -> RenderableType:
@@ -63,11 +71,16 @@ def rows_table(rows: Iterable[Row], width: int) -> RenderableType:
         cells.append(
             [
                 Text(row.name, style=ink(RECIPES[row.name].format)),
-                _short(row.weights), _short(row.master), _short(row.operands),
-                *map(_formats, computed), _short(row.state), row.scaling, str(row.casts), row.about,
+                _lines(_short(row.weights)), _short(row.master), _lines(_short(row.operands)),
+                *map(_formats, computed), _lines(_short(row.state)), _start(row.scaling),
+                str(row.casts), row.about,
             ]
         )  # fmt: skip
-    return Group(table(ROW_COLUMNS, cells, width), Text(), Text(KEY, style="dim"))
+    drawn = table(ROW_COLUMNS, cells, width)
+    shown = {column.header for column in drawn.columns}
+    key = "; ".join(f"{name}: {what}" for name, what in MEANINGS.items() if name in shown)
+    rest = [left_out(drawn, ROW_COLUMNS), "`precsim recipes diff A B` shows all that differs"]
+    return Group(drawn, Text(), Text("\n".join([key, *filter(None, rest)]), style="dim"))
 
 
 def _short(precisions: str) -> str:
@@ -79,6 +92,31 @@ def _short(precisions: str) -> str:
         return ":".join([name, *kept])
 
     return "/".join(dict.fromkeys(map(without, precisions.split("/"))))
+
+
+def _lines(precisions: str) -> str:
+    """Return precisions in lines of `LINE` characters: "int8:row/bf16/", "int8:column:", "stochastic".
+
+    A line ends behind a precision, and within one only if that alone is longer.
+    """
+    lines = [""]
+    for one in re.findall("[^/]+/?", precisions):
+        parts = [one] if len(one) <= LINE else re.findall("[^:]+:?", one)
+        for part in parts:
+            whole = len(parts) == 1 or part != parts[0]
+            if lines[-1] and (len(lines[-1] + part) > LINE or not whole):
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(lines)
+
+
+def _start(scaling: str) -> str:
+    """Return "dynamic 2^16" for "dynamic from 65536"."""
+    kind, _, start = scaling.partition(" from ")
+    if not start:
+        return kind
+    exponent = log2(float(start))
+    return f"{kind} {power(exponent) if exponent.is_integer() else start}"
 
 
 def _formats(precisions: str) -> str:
@@ -149,7 +187,9 @@ def measured_table(rows: Mapping[str, Measured], width: int) -> RenderableType:
         "formats, of gradients and of optimizer state, were each stored in its format; activations "
         "are those that the backward pass reads again."
     )
-    return Group(table(MEASURED_COLUMNS, cells, width), Text(), Text(key, style="dim"))
+    drawn = table(MEASURED_COLUMNS, cells, width)
+    lines = filter(None, [key, left_out(drawn, MEASURED_COLUMNS)])
+    return Group(drawn, Text(), Text("\n".join(lines), style="dim"))
 
 
 def _shares(by_format: Counter[str]) -> str:

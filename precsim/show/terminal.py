@@ -92,10 +92,17 @@ def table(columns: Sequence[Column], rows: Iterable[Cells], width: int) -> Table
     return drawn
 
 
+def left_out(drawn: Table, columns: Iterable[Column]) -> str:
+    """Return a sentence with the columns that a table has no room for; "" if it has all."""
+    shown = {column.header for column in drawn.columns}
+    names = [c.heading.replace("\n", " ") for c in columns if c.heading not in shown]
+    return f"a wider terminal shows more: {', '.join(names)}" if names else ""
+
+
 def _room(column: Column, cells: Sequence[Text]) -> int:
-    """Return how wide a column must be."""
+    """Return how wide a column must be; headings and cells may have several lines."""
     heading = max(map(len, column.heading.split("\n")))
-    widest = max((cell.cell_len for cell in cells), default=0)
+    widest = max((line.cell_len for cell in cells for line in cell.split("\n")), default=0)
     return max(heading, min(widest, FOLDED) if column.folds else widest)
 
 

@@ -38,6 +38,7 @@ from precsim.recipes import RECIPES, Recipe, recipe
 from precsim.report.write import report  # over the package of that name, whose parts stay there
 from precsim.runs.config import TrainConfig
 from precsim.runs.run import open_run as open
+from precsim.runs.sweep import sweep
 from precsim.runs.train import Run, resume, train
 from precsim.show.observed import observe  # over the package of that name, whose parts stay there
 
@@ -102,6 +103,7 @@ __all__ = [
     "scaling",
     "scope",
     "search",
+    "sweep",
     "tensor",
     "testing",
     "train",

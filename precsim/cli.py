@@ -317,6 +317,7 @@ def _load_other_verbs() -> None:
         cli_plot,
         cli_scale,
         cli_scan,
+        cli_sweep,
         cli_verify,
         cli_views,
     )
@@ -327,6 +328,7 @@ def _load_other_verbs() -> None:
     cli_plot.register(app)
     cli_scale.register(app)
     cli_scan.register(app)
+    cli_sweep.register(app)
     cli_verify.register(app)
     cli_views.register(app)
 

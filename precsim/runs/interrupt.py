@@ -21,7 +21,8 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """While it is entered, and if `active`, the first Ctrl-C only sets `requested`.
 
-    Elsewhere than in the main thread, and where Ctrl-C is ignored (nohup), it changes nothing.
+    One that is entered within another tells that one, too.  Elsewhere than in the main thread, and
+    where Ctrl-C is ignored (nohup), it changes nothing.
     """
 
     def __init__(self, *, active: bool) -> None:
@@ -43,3 +44,6 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
         signal.signal(signal.SIGINT, self._before)
+        around = getattr(self._before, "__self__", None)
+        if isinstance(around, Interruption):  # of several runs in a row, they are over, too
+            around._note(number, frame)

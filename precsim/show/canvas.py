@@ -65,15 +65,20 @@ METADATA: Mapping[str, dict[str, Any]] = {
 """What matplotlib would write into a file of its own accord, and must not."""
 
 
+def check_name(path: Path) -> None:
+    """Raise `ValueError` for a file that no figure can be written to, before there is one."""
+    if path.suffix and path.suffix not in METADATA:
+        msg = f"figure file {str(path)!r}: expected a name that ends in .png, .svg or .pdf"
+        raise ValueError(msg)
+
+
 def write(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as .png, .svg or .pdf, or as both .png and .svg where `path` has no suffix.
 
     The same figure gives the same bytes, whatever the day.  Raises `ValueError` for another suffix,
     `OSError` where it cannot write.
     """
-    if path.suffix and path.suffix not in METADATA:
-        msg = f"figure file {str(path)!r}: expected a name that ends in .png, .svg or .pdf"
-        raise ValueError(msg)
+    check_name(path)
     paths = [path] if path.suffix else [path.with_suffix(suffix) for suffix in (".png", ".svg")]
     with rc_context(RC):
         for file in paths:

@@ -30,6 +30,7 @@ from precsim.analyse.twins import drifts
 from precsim.observe.trace import matches
 from precsim.runs.results import Run
 from precsim.runs.run import Source, StoredRun, stored
+from precsim.runs.sweep_results import Sweep
 from precsim.show import plot
 from precsim.show.blame_plot import blame_bars, blame_bars_data
 from precsim.show.canvas import Data
@@ -40,8 +41,11 @@ from precsim.show.ops_plot import divergence, divergence_data, scale_chart, scal
 from precsim.show.pareto_plot import pareto, pareto_data
 from precsim.show.scale_plot import scale_timeline, scale_timeline_data
 from precsim.show.swamped_plot import swamped, swamped_data
+from precsim.show.sweep_plot import sweep_data, sweep_plot
 
 ONE, MANY, STEP = "one run", "runs", "one step"
+SWEEP = "sweep"
+"""The figure that is of no run, but of a sweep."""
 
 
 @dataclass(frozen=True)
@@ -176,16 +180,22 @@ def _drawn(draw: Callable[..., Any], **data: Any) -> Figure:
 
 
 FIGURES: Mapping[str, Callable[..., Figure]] = {
-    name: partial(_drawn, kind.draw) for name, kind in KINDS.items()
+    name: partial(_drawn, draw)
+    for name, draw in [(name, kind.draw) for name, kind in KINDS.items()] + [(SWEEP, sweep_plot)]
 }
 """Name in a figure's JSON -> function that draws it, on a figure of its own."""
 
 
-def collect(name: str, runs: Source | Sequence[Source], **asked: Any) -> Data:
+def collect(name: str, runs: Source | Sequence[Source] | Sweep, **asked: Any) -> Data:
     """Return the data of a figure about a run, or several; `asked` are other fields of `Asked`.
 
     Raises as `draw` does.
     """
+    if name == SWEEP and isinstance(runs, Sweep):
+        return sweep_data(runs)
+    if name == SWEEP or isinstance(runs, Sweep):
+        msg = f"the figure {SWEEP} is of what ps.sweep returned; others are of its runs"
+        raise ValueError(msg)
     if name not in KINDS:
         msg = f"no figure {name!r}: expected one of {', '.join(KINDS)}"
         raise ValueError(msg)
@@ -200,16 +210,19 @@ def collect(name: str, runs: Source | Sequence[Source], **asked: Any) -> Data:
     return KINDS[name].collect(Asked(several, **asked))
 
 
-def draw(name: str, runs: Source | Sequence[Source], title: str = "", **asked: Any) -> Axes:
+def draw(name: str, runs: Source | Sequence[Source] | Sweep, title: str = "", **asked: Any) -> Axes:
     """Return the axes of a figure about a run, or several; of several panels the first.
 
-    `name` is one of those that `precsim plot` lists.  `asked`: ``step=137``, which a figure of one
-    step needs; ``op="gradients/*"``, a glob for these ops only; ``update=True``, about the weights'
-    update instead of the gradient; ``tolerance=0.1`` of the search behind "pareto".
+    `name` is one of those that `precsim plot` lists, or "sweep" of what `ps.sweep` returned.
+    `asked`: ``step=137``, which a figure of one step needs; ``op="gradients/*"``, a glob for these
+    ops only; ``update=True``, about the weights' update instead of the gradient; ``tolerance=0.1``
+    of the search behind "pareto".
     Raises `ValueError` for an unknown figure, for one of a step without a step and for one of a
     single run with none or several, `RunError` where the runs have not what it needs.
     """
     data = collect(name, runs, **asked)
+    if name == SWEEP:
+        return sweep_plot(**{**data, "title": title or data["title"]})
     drawn = KINDS[name].draw(**data, title=title)
     return drawn.axes[0] if isinstance(drawn, Figure) else drawn
 

@@ -87,7 +87,7 @@ def find_all_amaxes(source: Any, slab: Any, peaks: Any, found: Any) -> None:
 def _find_spans(
     source: Any, slab: Any, blocks: Any, magnitude: Any, ends: Any, lows: Any, sizes: Any
 ) -> None:
-    """Write the lower end of each block, and, where all of it is finite, its length for its amax."""
+    """Write each block's lower end, and, where all of it is finite, its length for its amax."""
     low, high = ends[0], ends[1]
     ends[:] = 0
     for i in range(slab.upper, slab.lower):
@@ -146,7 +146,8 @@ def scaling(how: How) -> Callable[..., None]:
 def rounding_beside(how: How) -> Callable[..., None]:
     """Return ``run(source, target, words, waiting, slab, numbers, beside, element, rule)``.
 
-    As `rounding_by_block`'s; the numbers of the blocks are written beside their elements, if there are more.
+    As `rounding_by_block`'s; but where a block has several elements in a row, its numbers are written
+    beside each of them first.
     """
     round_row, drawn, used = kernel_beside(how), how.mode >= EXACT, how.used
 
@@ -178,7 +179,8 @@ def rounding_beside(how: How) -> Callable[..., None]:
 def rounding_by_block(how: How) -> Callable[..., None]:
     """Return ``run(source, target, words, waiting, slab, numbers, beside, element, rule)``.
 
-    For whole slabs; nothing is `beside`; `waiting` has room for `ROOM` elements, if the target is the source.
+    It rounds whole slabs, and does not use `beside`.  Where the target is the source, `waiting` needs
+    room for `ROOM` elements.
     """
     round_row, drawn = row_kernel(how), how.mode >= EXACT
 

@@ -38,7 +38,6 @@ from precsim.recipes import RECIPES, Recipe, recipe
 from precsim.report.write import report  # over the package of that name, whose parts stay there
 from precsim.runs.config import TrainConfig
 from precsim.runs.run import open_run as open
-from precsim.runs.sweep import sweep
 from precsim.runs.train import Run, resume, train
 from precsim.show.observed import observe  # over the package of that name, whose parts stay there
 
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from precsim import testing
     from precsim.analyse.ask import blame, diff, search
     from precsim.analyse.twins import drifts as drift
+    from precsim.runs.sweep import sweep
     from precsim.show import plot
     from precsim.show.gallery import draw as figure
 
@@ -122,6 +122,7 @@ _LATER = {
     "figure": ("precsim.show.gallery", "draw"),
     "plot": ("precsim.show.plot", ""),
     "search": ("precsim.analyse.ask", "search"),
+    "sweep": ("precsim.runs.sweep", "sweep"),
     "testing": ("precsim.testing", ""),
 }
 """Names that are loaded when they are first used: name -> module, its name there ("": all of it)."""

@@ -20,7 +20,8 @@ from precsim.runs.data import DataError
 from precsim.runs.files import RunError
 from precsim.runs.grid import MOST, Grid, parse_over, parse_seeds, shown
 from precsim.runs.lock import Lock
-from precsim.runs.sweep import FILE, SweepInterrupted
+from precsim.runs.store import SWEEP
+from precsim.runs.sweep import SweepInterrupted
 from precsim.runs.sweep_results import Outcome, Sweep
 
 OVER = {"recipe": ["fp32", "fp16_scaled"], "lr": [0.001, 0.003]}
@@ -260,7 +261,7 @@ def test_what_cannot_be_is_told_before_anything_is_trained(kind, asked, sentence
     with pytest.raises(kind, match=sentence) as error:
         ps.sweep(tiny(), **asked, out=tmp_path / "a", on_progress=pytest.fail)
     assert "\n" not in str(error.value)
-    assert not (tmp_path / "a" / FILE).exists()
+    assert not (tmp_path / "a" / SWEEP).exists()
 
 
 def test_no_config_and_nothing_to_go_on_with(tmp_path):
@@ -278,10 +279,10 @@ def test_a_directory_that_holds_something_else_is_left_alone(swept, tmp_path):
     with pytest.raises(RunError, match="run holds a run: expected a new directory"):
         ps.sweep(tiny(), over, out=tmp_path / "run")
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / FILE).write_text("{}")
+    (tmp_path / "other" / SWEEP).write_text("{}")
     with pytest.raises(RunError, match="does not say that it is a precsim-sweep"):
         ps.sweep(tiny(), over, out=tmp_path / "other")
-    (tmp_path / "other" / FILE).write_text("{")
+    (tmp_path / "other" / SWEEP).write_text("{")
     with pytest.raises(RunError, match="not valid JSON"):
         ps.sweep(tiny(), over, out=tmp_path / "other")
     (tmp_path / "file").write_text("")
@@ -298,10 +299,18 @@ def test_a_directory_that_holds_something_else_is_left_alone(swept, tmp_path):
     (tmp_path / "c" / "lr=1-seed=0" / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match=r"lr=1-seed=0 is no run \(it has notes.txt\)"):
         ps.sweep(tiny(), over, out=tmp_path / "c")
-    version = (tmp_path / "c" / FILE).read_text().replace('"version": 1', '"version": 9')
-    (tmp_path / "c" / FILE).write_text(version)
+    version = (tmp_path / "c" / SWEEP).read_text().replace('"version": 1', '"version": 9')
+    (tmp_path / "c" / SWEEP).write_text(version)
     with pytest.raises(RunError, match="expected version 1, got 9"):
         ps.sweep(out=tmp_path / "c")
+
+
+def test_a_sweep_is_no_run_and_says_where_its_runs_are(swept):
+    for ask in (ps.open, ps.resume):
+        with pytest.raises(
+            RunError, match=r"is no run but a sweep: its runs are in it, such as .*=0"
+        ):
+            ask(swept.path)
 
 
 def test_two_sweeps_do_not_write_the_same_directory(tmp_path):
@@ -351,7 +360,7 @@ def test_kill_9_at_random_moments(kills, tmp_path):
         folder = tmp_path / str(number)
         command = [sys.executable, "-c", PROGRAM, str(folder), root, settings]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        while not (folder / FILE).exists() and process.poll() is None:
+        while not (folder / SWEEP).exists() and process.poll() is None:
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.6))
         process.kill()

@@ -39,6 +39,9 @@ from precsim.runs.npz import Arrays
 
 MANIFEST, STEPS, INDEX = "manifest.json", "steps.jsonl", "index.jsonl"
 TRIALS = "search.jsonl"
+SWEEP = "sweep.json"
+"""In the directory of a sweep, whose runs are in directories of their own."""
+
 FOLDERS = ("ckpt", "ops", "tensors")
 LONGEST_FILE = 1 << 34
 
@@ -232,6 +235,11 @@ def require_run(folder: Path) -> None:
     if not folder.is_dir():
         msg = f"no directory {str(folder)!r}: expected one that `precsim train -o DIR` wrote"
         raise RunError(msg)
-    if not (folder / MANIFEST).exists():
-        msg = f"{str(folder)!r} is no run: it has no {MANIFEST}; `precsim train -o DIR` writes one"
-        raise RunError(msg)
+    if (folder / MANIFEST).exists():
+        return
+    msg = f"{str(folder)!r} is no run: it has no {MANIFEST}; `precsim train -o DIR` writes one"
+    if (folder / SWEEP).exists():
+        first = min((path.parent.name for path in folder.glob(f"*/{MANIFEST}")), default="")
+        such = f", such as {folder / first}" if first else ""
+        msg = f"{str(folder)!r} is no run but a sweep: its runs are in it{such}"
+    raise RunError(msg)

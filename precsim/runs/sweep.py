@@ -28,11 +28,10 @@ from precsim.runs.manifest import read_manifest
 from precsim.runs.pretrained import load_weights
 from precsim.runs.results import Run, StepRecord
 from precsim.runs.run import open_run
-from precsim.runs.store import MANIFEST
+from precsim.runs.store import MANIFEST, SWEEP
 from precsim.runs.sweep_results import Outcome, Sweep
 from precsim.runs.train import resume, train
 
-FILE = "sweep.json"
 FORMAT, VERSION = "precsim-sweep", 1
 
 FREE = ("observe", "checkpoint_every", "max_trace")
@@ -117,7 +116,7 @@ def sweep(
     with Lock(folder):
         waiting = _waiting(folder, grid, corpora, outcomes)
         content = {"format": FORMAT, "version": VERSION, **grid.to_dict()}
-        write_file(folder / FILE, (dump(content, indent=2) + "\n").encode())
+        write_file(folder / SWEEP, (dump(content, indent=2) + "\n").encode())
         _run_all(folder, waiting, corpora, outcomes, on_progress or (lambda _: None))
     return Sweep(folder, grid, outcomes)
 
@@ -170,17 +169,17 @@ def _look(folder: Path) -> dict[str, Any] | None:
     if not found:
         return None
     expected = "expected a new directory, or one that has a sweep"
-    if FILE not in found:
+    if SWEEP not in found:
         what = "holds a run" if MANIFEST in found else f"is not empty (it has {min(found)})"
         msg = f"{folder} {what}: {expected}"
         raise RunError(msg)
     try:
-        content = parse(read_file(folder / FILE, _LIMIT))
+        content = parse(read_file(folder / SWEEP, _LIMIT))
     except DamagedError as error:
-        msg = f"{folder / FILE}: {error}; {expected}"
+        msg = f"{folder / SWEEP}: {error}; {expected}"
         raise RunError(msg) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        msg = f"{folder / FILE} does not say that it is a {FORMAT}: {expected}"
+        msg = f"{folder / SWEEP} does not say that it is a {FORMAT}: {expected}"
         raise RunError(msg)
     return content
 
@@ -209,7 +208,7 @@ def _recorded(folder: Path, content: Mapping[str, Any] | None) -> Grid:
         config = TrainConfig().change(**content["config"])
         return Grid.of(config, content["over"], content["seeds"], content["fixed"])
     except (ConfigError, KeyError, TypeError, ValueError) as error:
-        msg = f"{folder / FILE}: this version of precsim cannot run it: {error}"
+        msg = f"{folder / SWEEP}: this version of precsim cannot run it: {error}"
         raise RunError(msg) from None
 
 

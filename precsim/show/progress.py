@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.status import Status
 from rich.text import Text
 
-from precsim.runs.sweep import Progress as SweepProgress
+if TYPE_CHECKING:
+    from precsim.runs.sweep import Progress as SweepProgress
 
 LINES = 4
 """Lines that a run gets where there is no terminal to draw on."""

@@ -168,6 +168,19 @@ def test_a_cell_of_the_map_opens_its_step_and_op(view):
     assert scope in view.locator("#name").inner_text()
 
 
+def test_a_pointer_at_rest_chooses_nothing_when_the_list_scrolls_under_it(view):
+    slide(view, 5)
+    row = view.locator("#rows tr[data-op]").nth(4)
+    row.hover()
+    view.focus("#list")
+    wanted = [row.get_attribute("data-op") for row in view.locator("#rows tr[data-op]").all()][24]
+    for _ in range(20):
+        view.keyboard.press("ArrowDown")
+    view.wait_for_timeout(500)
+    assert view.evaluate("document.getElementById('list').scrollTop") > 0
+    assert view.locator("tr[aria-selected=true]").get_attribute("data-op") == wanted
+
+
 def test_the_op_in_trouble_and_those_behind_skips_are_a_click_away(view, runs):
     trouble = runs[EVIL].trouble
     view.select_option("#run", label="other")

@@ -145,7 +145,7 @@
   function layout(more) {
     const axis = { gridcolor: css("--line"), linecolor: css("--line"), zeroline: false, automargin: true, ticks: "", tickfont: { size: 12 } };
     const { axes = ["xaxis", "yaxis"], ...rest } = more;
-    const base = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 54, r: 16, t: 34, b: 40 },
+    const base = { paper_bgcolor: css("--panel"), plot_bgcolor: css("--panel"), margin: { l: 54, r: 16, t: 34, b: 40 },
       font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", size: 13, color: css("--ink") },
       hoverlabel: { bgcolor: css("--panel"), bordercolor: css("--line"), font: { color: css("--ink") }, align: "left" },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", xanchor: "left" }, showlegend: data.runs.length > 1 };
@@ -199,7 +199,7 @@
     const top = Math.min(Math.max(...seen), 1.6 * guess), low = Math.min(...seen, top), room = 0.06 * (top - low) || 0.5;
     const line = { type: "line", xref: "paper", x0: 0, x1: 1, y0: guess, y1: guess, line: { color: css("--quiet"), width: 1, dash: "dash" } };
     const changes = data.runs.flatMap((r, i) => r.changes.map((x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: styleOf(i).color, width: 1.2 } })));
-    chart("loss", losses, { height: 330, hovermode: "x unified", xaxis: { title: { text: "step" } }, yaxis: { title: { text: "nats per letter" }, range: [low - room, top + room] },
+    chart("loss", losses, { height: 330, hovermode: "x unified", xaxis: { title: { text: "step" }, unifiedhovertitle: { text: "step %{x}" }, spikecolor: css("--quiet"), spikethickness: 1, spikedash: "solid" }, yaxis: { title: { text: "nats per letter" }, range: [low - room, top + room] },
       shapes: [line, ...changes], annotations: [{ x: 1, xref: "paper", xanchor: "right", y: guess, yanchor: "bottom", text: `guessing evenly: ${guess.toFixed(2)}`, showarrow: false, visible: guess < top + room, font: { size: 11.5, color: css("--quiet") } }, ...changes.map((c) => ({ x: c.x0, y: 1, yref: "paper", yanchor: "top", xanchor: "left", text: "policy changes", showarrow: false, font: { size: 11, color: css("--quiet") } })), { text: "line: running mean of the training loss; rings: validation", xref: "paper", yref: "paper", x: 1, y: 1.02, xanchor: "right", yanchor: "bottom", showarrow: false, font: { size: 11.5, color: css("--quiet") }, visible: !small() }] });
 
     const scales = [];
@@ -503,7 +503,12 @@
     $("worst").onchange = (event) => { state.worst = event.target.checked; show(state.at); };
     $("filter").oninput = (event) => { state.text = event.target.value.trim(); show(state.at); };
     const under = (event) => { const row = event.target.closest("tr[data-op]"); return row ? Number(row.dataset.op) : null; };
-    $("rows").onpointerover = (event) => { const op = under(event); if (op !== null && op !== state.op) { state.op = op; mark(); draw(); } };
+    let resting = "";  // rows that a scroll brings under a pointer at rest were not chosen by anybody
+    addEventListener("pointermove", (event) => {
+      const place = `${event.clientX} ${event.clientY}`, op = place === resting ? null : under(event);
+      resting = place;
+      if (op !== null && op !== state.op) { state.op = op; mark(); draw(); }
+    });
     $("rows").onclick = (event) => { const op = under(event); if (op !== null) { state.op = op; mark(); draw(); remember(); } };
     $("list").onkeydown = (event) => {
       const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];

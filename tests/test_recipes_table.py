@@ -43,6 +43,15 @@ def test_what_is_in_which_format(name, expected):
     assert formats(name) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [("bf16_state", "bf16"), ("adamw8bit", "8-bit code/fp32"), ("msamp_O1", "fp32")],
+)
+def test_where_the_state_of_the_optimizer_lies(name, state):
+    """Small tensors of adamw8bit stay in the policy's format (`AdamW8bit.in_code`)."""
+    assert table.row(ps.recipe(name)).state == state
+
+
 def differences(a, b):
     return [(d.where, d.what, d.a, d.b) for d in table.diff(a, b)]
 

@@ -177,7 +177,7 @@ def row(one: Recipe) -> Row:
         weight_gradients=seen.weight_gradients["linear"],
         grad=seen.grad,
         update=str(policy.update),
-        state=seen.stored["optimizer_state"],
+        state=_state(one, seen),
         scaling=_scaling(one),
         casts=seen.casts,
         about=one.about,
@@ -297,8 +297,13 @@ def _accumulators(one: Recipe) -> dict[str, str]:
 
 def _update(one: Recipe, seen: Trace) -> dict[str, str]:
     entries = {name: str(value) for name, value in one.entries.items()}
-    state = seen.stored["optimizer_state"]
-    return {"arithmetic": str(one.policy.update), "state": state, **entries}
+    return {"arithmetic": str(one.policy.update), "state": _state(one, seen), **entries}
+
+
+def _state(one: Recipe, seen: Trace) -> str:
+    """Return what the optimizer's state is stored in; its own code first, where it has one."""
+    named = seen.stored["optimizer_state"]
+    return f"8-bit code/{named}" if one.entries.get("optimizer") == "adamw8bit" else named
 
 
 def _scaling(one: Recipe) -> str:

@@ -44,6 +44,7 @@ from precsim.show.observed import observe  # over the package of that name, whos
 if TYPE_CHECKING:
     from precsim import testing
     from precsim.analyse.ask import blame, diff, search
+    from precsim.analyse.cost import cost
     from precsim.analyse.twins import drifts as drift
     from precsim.runs.sweep import sweep
     from precsim.show import plot
@@ -78,6 +79,7 @@ __all__ = [
     "TrainConfig",
     "arithmetic",
     "blame",
+    "cost",
     "current",
     "decode",
     "diagnose",
@@ -117,6 +119,7 @@ observe.__name__, report.__name__ = "precsim.observe", "precsim.report"
 
 _LATER = {
     "blame": ("precsim.analyse.ask", "blame"),
+    "cost": ("precsim.analyse.cost", "cost"),
     "diff": ("precsim.analyse.ask", "diff"),
     "drift": ("precsim.analyse.twins", "drifts"),
     "figure": ("precsim.show.gallery", "draw"),

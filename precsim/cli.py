@@ -312,6 +312,7 @@ QUICK = ("formats", "num", "recipes", "info", "demo", "train")
 def _load_other_verbs() -> None:
     from precsim import (
         cli_analyse,
+        cli_cost,
         cli_drift,
         cli_lesson,
         cli_plot,
@@ -323,6 +324,7 @@ def _load_other_verbs() -> None:
     )
 
     cli_analyse.register(app)
+    cli_cost.register(app)
     cli_drift.register(app)
     cli_lesson.register(app)
     cli_plot.register(app)

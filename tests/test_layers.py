@@ -18,7 +18,7 @@ PARTS = (
     "formats", "testing", "proofs", "backend", "engine", "nn", "observe",
     "recipes", "runs", "analyse", "show", "report", "lesson", "demo",
     "cli_shared", "cli_verify", "cli_runs", "cli_analyse", "cli_drift", "cli_scan", "cli_scale", "cli_views",
-    "cli_lesson", "cli_plot", "cli_recipes", "cli_sweep", "cli", "__main__",
+    "cli_lesson", "cli_plot", "cli_cost", "cli_recipes", "cli_sweep", "cli", "__main__",
 )  # fmt: skip
 
 ENGINE = ("delayed", "rule", "policy", "context", "tape", "tensor", "dispatch", "ops")

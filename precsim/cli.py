@@ -32,6 +32,7 @@ from precsim.cli_shared import (
     print_line,
     reading_input,
     tell,
+    tell_written,
 )
 from precsim.formats import literal
 from precsim.formats.modes import SPELLINGS
@@ -254,7 +255,7 @@ def formats(
         with reading_input():
             make_folder(figure.parent)
             paths = plot.save("range_ladder", {"ranges": ranges, "title": title}, figure)
-        consoles()[1].print(f"wrote {', '.join(map(str, paths))}")
+        tell_written(paths)
     if as_json:
         print_line(dump([terminal.format_facts(fmt) for fmt in known.values()]))
         return

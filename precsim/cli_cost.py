@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from precsim.cli_shared import Assignments, Json, consoles, print_line, reading_input
+from precsim.cli_shared import Assignments, Json, consoles, print_line, reading_input, tell_written
 from precsim.recipes import RECIPES, recipe
 from precsim.runs import config as configs
 from precsim.runs import data
@@ -155,7 +155,7 @@ def _draw(rows: Mapping[str, Priced], memory: str, path: Path) -> None:
     costs = {name: row.cost for name, row in rows.items()}
     make_folder(path.parent)
     paths = cost_plot.save(cost_plot.cost_bars_data(costs, reference, memory), path)
-    consoles()[1].print(f"wrote {', '.join(map(str, paths))}")
+    tell_written(paths)
 
 
 def _relative(row: Priced) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from precsim.analyse.twins import drifts
-from precsim.cli_shared import Folder, Json, consoles, fail, print_line, reading_input
+from precsim.cli_shared import Folder, Json, consoles, fail, print_line, reading_input, tell_written
 from precsim.runs.files import make_folder
 from precsim.runs.lines import dump
 from precsim.runs.run import open_run
@@ -60,7 +60,7 @@ def drift(
         data = {"run": drift_data(found, name), "title": f"Drift of {name}: {found.verdict}"}
         with reading_input():
             paths = plot.save("drift", data, figure, {"drift": draw})
-        err.print(f"wrote {', '.join(map(str, paths))}")
+        tell_written(paths)
     if as_json:
         print_line(dump(asdict(found) | {"bias": found.bias, "verdict": found.verdict}))
     else:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from precsim.cli_shared import consoles, print_line, reading_input
+from precsim.cli_shared import consoles, print_line, reading_input, tell_written
 from precsim.runs.files import make_folder
 from precsim.runs.lines import dump
 from precsim.runs.run import open_run
@@ -74,7 +74,7 @@ def plot(
             file = output or Path(f"{name}-{figure}.png")
             make_folder(file.parent)
             paths = gallery.save(figure, data, file)
-            err.print(f"wrote {', '.join(map(str, paths))}")
+            tell_written(paths)
 
 
 def _title(figure: str, name: str, step: int | None, *, alone: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -66,6 +66,11 @@ def print_line(text: str) -> None:
 def tell(text: str) -> None:
     """Say a sentence on stderr."""
     typer.echo(f"precsim: {text}", err=True)
+
+
+def tell_written(paths: Iterable[Path]) -> None:
+    """Say on stderr what was written; a path is not broken, however long, so that it can be copied."""
+    typer.echo(f"wrote {', '.join(map(str, paths))}", err=True)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -21,6 +21,7 @@ from precsim.cli_shared import (
     fail,
     print_line,
     reading_input,
+    tell_written,
 )
 from precsim.runs import config as configs
 from precsim.runs.files import make_folder
@@ -112,7 +113,7 @@ def sweep(
 
         with reading_input():
             paths = gallery.save("sweep", gallery.collect("sweep", found), figure)
-        err.print(f"wrote {', '.join(map(str, paths))}")
+        tell_written(paths)
     if as_json:
         print_line(dump(found.to_dict()))
     else:

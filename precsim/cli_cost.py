@@ -115,7 +115,7 @@ def _configs(
     """Return the configs to price by name, and the same step in fp32; --set wins, as in `train`."""
     given = configs.parse_assignments(assignments)
     own = any(name in entries | given for name in FORMATS)
-    listed = [name.strip() for name in names.split(",")] if names else []
+    listed = [name.strip() for name in (names or "").split(",") if name.strip()]
     if not listed and not own:
         listed = list(SHOWN)
     base = TrainConfig().change(**entries)
@@ -159,8 +159,10 @@ def _draw(rows: Mapping[str, Priced], memory: str, path: Path) -> None:
 
 
 def _relative(row: Priced) -> dict[str, float]:
+    from precsim.show.cost_table import ratio
+
     own, other = row.cost, row.reference
     return {
-        "arithmetic": own.arithmetic / other.arithmetic,
-        "moved": own.moved / other.moved,
+        "arithmetic": ratio(own.arithmetic, other.arithmetic),
+        "moved": ratio(own.moved, other.moved),
     }

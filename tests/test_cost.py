@@ -94,6 +94,74 @@ def test_bytes_of_an_op_by_hand():
     assert scaled.operand_bits / scaled.macs.total() == 8 + 8 / 32
 
 
+N, K = 2 * 3, 64  # results of the product below, and products that each is the sum of
+MACS = N * K
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected", "alone"),
+    [
+        ("fp16", {"fp16 x": MACS, "fp32 +": MACS}, 0),
+        ("fp64", {"fp64 x": MACS, "fp64 +": MACS}, 0),
+        ("fp32 accumulator=fp16", {"fp32 x": MACS, "fp16 +": MACS}, 0),
+        # Two blocks: each is multiplied with its scales and added to the total.
+        ("rule=op=matmul,inputs=mxfp8_e4m3",
+         {"e4m3 x": MACS, "fp32 +": MACS + 2 * N, "fp32 x": 2 * N}, 0),
+        ("rule=op=matmul,inputs=int8:tensor", {"int8 x": MACS, "int32 +": MACS, "fp32 x": N}, 0),
+        # 16 products, then the register is emptied into another: 4 times.
+        ("rule=op=matmul,inputs=e4m3:tensor,accumulator=e8m13/16>fp32@16",
+         {"e4m3 x": MACS, "e8m13 +": MACS, "fp32 +": 4 * N, "fp32 x": N}, 0),
+    ],
+)  # fmt: skip
+def test_operations_of_a_product_by_hand(policy, expected, alone):
+    roles = {"fp32 accumulator=fp16": ps.Policy.uniform("fp32", accumulator="fp16")}
+    x, w = np.ones((2, K), np.float32), np.ones((K, 3), np.float32)
+    work = worked(lambda: ops.matmul(ps.tensor(x), ps.tensor(w)), roles.get(policy, policy))
+    assert of_products(work) == expected
+    assert work.alone == alone
+
+
+def of_products(work):
+    """Return the operations of matmuls: "fp32 +" -> times."""
+    return {
+        f"{a.at[0]} {'x' if a.does == 'multiply' else '+'}": times
+        for a, times in work.arithmetic.items() if len(a.of) == 2
+    }  # fmt: skip
+
+
+def test_where_each_product_has_a_scale_none_can_be_added_before():
+    """A scale for each row of the right operand changes with every step along the sum."""
+    x, w = np.ones((2, K), np.float32), np.ones((K, 3), np.float32)
+
+    def product():
+        left, right = (ops.cast(ps.tensor(a), to="int8:row") for a in (x, w))
+        ops.matmul(left, right)
+
+    work = worked(product, "fp32")
+    assert work.alone == MACS
+    assert of_products(work) == {"int8 x": MACS, "fp32 x": MACS, "fp32 +": MACS}
+
+
+def test_a_bias_is_one_addition_a_result_and_all_else_one_operation_a_value():
+    x, w, b = (ps.tensor(np.ones(s, np.float32)) for s in ((2, K), (K, 3), (3,)))
+    with ps.using("bf16"):
+        x, w, b = (ops.cast(a, to="bf16") for a in (x, w, b))
+    assert of_products(worked(lambda: ops.linear(x, w, b), "bf16")) == {
+        "bf16 x": MACS, "fp32 +": MACS + N,
+    }  # fmt: skip
+    total = worked(x.sum, "bf16")
+    assert list(total.arithmetic.values()) == [x.size]
+    assert (total.read["bf16"], total.written["bf16"]) == (2 * x.size, 2)
+
+
+@pytest.mark.parametrize("name", list(ps.RECIPES))
+def test_every_recipe_has_a_cost(name):
+    found = ps.cost(name, CONFIG.change(layers=1, batch=1))
+    assert 0 < found.arithmetic < math.inf
+    assert 4 < found.effective_bits <= 32
+    assert found.by("phase")["update"].moved  # no loss scale has skipped it
+
+
 @pytest.mark.parametrize(
     ("name", "along_rows", "along_columns"),
     [("bf16", 256, 256), ("int8:tensor", 256, 256), ("mxfp8_e4m3", 32, 1), ("int8:row", 256, 1),
@@ -198,6 +266,27 @@ def test_the_table_can_be_printed_edited_and_used(call, tmp_path):
     path.write_text(out.replace("multiply = 3.7", "multiply = 7.4"), encoding="utf-8")
     assert read_prices(path).of("fp32").multiply == 7.4
     assert pricing.FILE.read_text(encoding="utf-8").strip() == out.strip()
+
+
+def test_a_table_that_lacks_a_kind_of_format_is_one_sentence(call, tmp_path):
+    path = tmp_path / "floats.toml"
+    start, _, rest = pricing.FILE.read_text(encoding="utf-8").partition("[formats.int32]")
+    path.write_text(start + "[memory]" + rest.partition("[memory]")[2], encoding="utf-8")
+    sizes = ("--set", "data=reverse", "--set", "context=16", "--table", path)
+    for more in ((), ("--json",), ("--by", "op"), ("-f", tmp_path / "cost.png")):
+        code, out, err = call("cost", "--recipe", "switchback", *sizes, *more)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "lists no integer format" in err
+    assert call("cost", "--recipe", "bf16_master", *sizes)[0] == 0
+
+
+def test_prices_of_nothing_divide_by_nothing(call, tmp_path):
+    path = tmp_path / "free.toml"
+    free = 'name="free"\nsource="us"\n[formats.fp32]\nmultiply=0\nadd=0\n[memory]\nsram_1m=0\n'
+    path.write_text(free, encoding="utf-8")
+    words = ("cost", "--recipe=bf16,", "--set=data=reverse", "--set=context=16", "--table", path)
+    assert call(*words, "-f", tmp_path / "free.png")[0] == 0
+    assert json.loads(call(*words, "--json")[1])["bf16"]["of_fp32"]["arithmetic"] == "nan"
 
 
 @pytest.mark.parametrize(

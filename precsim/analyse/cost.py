@@ -99,6 +99,11 @@ class Cost:
         macs = self.macs.total()
         return sum(one.alone for one in self.work) / macs if macs else 0.0
 
+    def check(self) -> None:
+        """Raise `ValueError` where the table has no price for what the step computes in."""
+        for name in {name for one in self.work for a in one.arithmetic for name in a.at}:
+            self.prices.of(name)
+
     def by(self, group: str) -> dict[str, Line]:
         """Return the cost by "op", "format" or "phase", which add up to the whole.
 
@@ -185,7 +190,9 @@ def cost(
         settings = settings.change(**one.settings())
     table = prices if isinstance(prices, Prices) else read_prices(prices)
     text = data.load(settings.data) if corpus is None else corpus
-    return Cost(tuple(work(settings, text)), table)
+    found = Cost(tuple(work(settings, text)), table)
+    found.check()
+    return found
 
 
 def label(of: Names) -> str:

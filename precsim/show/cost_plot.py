@@ -65,7 +65,7 @@ def cost_bars(
             left = 0.0
             for part, hatch in (("arithmetic", ""), ("traffic", HATCH)):
                 for fmt in sorted(row[part], key=_widest_first):
-                    width = float(row[part][fmt]) / reference
+                    width = float(row[part][fmt]) / (reference or 1.0)
                     axes.barh(y, width, 0.66, left, color=look(fmt).hue, hatch=hatch,
                               edgecolor="white", linewidth=0.6)  # fmt: skip
                     shown += [fmt] if fmt not in shown else []
@@ -79,7 +79,7 @@ def cost_bars(
         axes.tick_params(axis="y", length=0)
         axes.xaxis.grid(visible=True, color=LIGHT)
         guess = f"; estimated: {', '.join(estimated)}" if estimated else ""
-        axes.set_xlabel(f"energy, of fp32's: a {LABEL}\nprices: {prices}; traffic: {memory}{guess}")
+        axes.set_xlabel(f"energy, of fp32's ({LABEL})\nprices: {prices}; traffic: {memory}{guess}")
         keys = [Patch(color=look(fmt).hue, label=fmt) for fmt in sorted(shown, key=_widest_first)]
         keys += [Patch(facecolor="#999999", label="arithmetic"),
                  Patch(facecolor="#999999", edgecolor="white", hatch=HATCH, label="moving bytes")]  # fmt: skip

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from precsim.backend.grid import THREADS
-from precsim.backend.one_pass import PARAMETERS, ROUND, SIGNED
+from precsim.backend.one_pass import PARAMETERS, ROUND, SIGNED, ZERO
 from precsim.formats.accounting import Counts
 
 ACCOUNTS = tuple(field.name for field in fields(Counts) if field.name != "n")
@@ -80,6 +80,7 @@ def accounts(real: str) -> str:
                     up = precsim_goes_up(parts.rest, parts.dropped, (int)(parts.kept & 1), negative,
                                          word, mode, bits);
                     tie = lower <= largest && parts.dropped < 55
+                          && (flags & {ZERO} || size >= smallest_normal)
                           && parts.rest == 1ull << (parts.dropped - 1);
                     overflow = (parts.kept + up) * step > largest;
                 }} else {{

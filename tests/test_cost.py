@@ -83,10 +83,12 @@ def test_bytes_of_an_op_by_hand():
         ops.matmul(ps.tensor(x), ps.tensor(w))
 
     halves = worked(product, "bf16")
-    casts = 4 * (x.size + w.size), 2 * (x.size + w.size)
     assert halves.macs == {("bf16", "bf16"): 2 * 64 * 3}
-    assert halves.written["bf16"] in (2 * 6, 2 * 6 + casts[1])
-    assert halves.read["bf16"] == 2 * (x.size + w.size)
+    values = (
+        x.size + w.size
+    )  # constants, which are nowhere to be read from, cast and then multiplied
+    assert halves.read == {"bf16": 2 * values}
+    assert halves.written == {"bf16": 2 * values + 2 * 6}
     assert halves.operand_bits == 16 * 2 * 64 * 3
     scaled = worked(product, "rule=op=matmul,inputs=mxfp8_e4m3")
     assert scaled.macs == {("e4m3", "e4m3"): 2 * 64 * 3}
@@ -99,26 +101,25 @@ MACS = N * K
 
 
 @pytest.mark.parametrize(
-    ("policy", "expected", "alone"),
+    ("policy", "expected"),
     [
-        ("fp16", {"fp16 x": MACS, "fp32 +": MACS}, 0),
-        ("fp64", {"fp64 x": MACS, "fp64 +": MACS}, 0),
-        ("fp32 accumulator=fp16", {"fp32 x": MACS, "fp16 +": MACS}, 0),
+        ("fp16", {"fp16 x": MACS, "fp32 +": MACS}),
+        ("fp64", {"fp64 x": MACS, "fp64 +": MACS}),
+        (ps.Policy(accumulator="fp16"), {"fp32 x": MACS, "fp16 +": MACS}),
         # Two blocks: each is multiplied with its scales and added to the total.
         ("rule=op=matmul,inputs=mxfp8_e4m3",
-         {"e4m3 x": MACS, "fp32 +": MACS + 2 * N, "fp32 x": 2 * N}, 0),
-        ("rule=op=matmul,inputs=int8:tensor", {"int8 x": MACS, "int32 +": MACS, "fp32 x": N}, 0),
+         {"e4m3 x": MACS, "fp32 +": MACS + 2 * N, "fp32 x": 2 * N}),
+        ("rule=op=matmul,inputs=int8:tensor", {"int8 x": MACS, "int32 +": MACS, "fp32 x": N}),
         # 16 products, then the register is emptied into another: 4 times.
         ("rule=op=matmul,inputs=e4m3:tensor,accumulator=e8m13/16>fp32@16",
-         {"e4m3 x": MACS, "e8m13 +": MACS, "fp32 +": 4 * N, "fp32 x": N}, 0),
+         {"e4m3 x": MACS, "e8m13 +": MACS, "fp32 +": 4 * N, "fp32 x": N}),
     ],
 )  # fmt: skip
-def test_operations_of_a_product_by_hand(policy, expected, alone):
-    roles = {"fp32 accumulator=fp16": ps.Policy.uniform("fp32", accumulator="fp16")}
+def test_operations_of_a_product_by_hand(policy, expected):
     x, w = np.ones((2, K), np.float32), np.ones((K, 3), np.float32)
-    work = worked(lambda: ops.matmul(ps.tensor(x), ps.tensor(w)), roles.get(policy, policy))
+    work = worked(lambda: ops.matmul(ps.tensor(x), ps.tensor(w)), policy)
     assert of_products(work) == expected
-    assert work.alone == alone
+    assert work.alone == 0
 
 
 def of_products(work):

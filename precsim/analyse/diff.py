@@ -121,7 +121,8 @@ LOST_LIMIT = 0.5
 """Share of an op's updates that may change nothing, unless rounding is by chance."""
 
 LOCAL_LIMIT = 2.0
-"""Own rounding error, in multiples of `_fitting`, above which an op rounds worse than its format can."""
+"""Own rounding error, in what one rounding explains (u, and of integers `_fitting`), above which an op
+rounds worse than its format can."""
 
 
 def diff(moment: Moment, low: Policy | str | None = None, high: Policy | str = REFERENCE) -> Diff:

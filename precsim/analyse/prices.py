@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from precsim.formats.registry import element_of, format
 from precsim.runs.config import ConfigError
@@ -172,10 +172,10 @@ class _Reader:
         return Price(multiply, add, self.table["source"])
 
     def section(self, name: str) -> Mapping[str, Any]:
-        section = self.table[name]
+        section: Mapping[str, Any] = self.table[name]
         if not isinstance(section, dict) or not section:
             self.refuse(f"[{name}] must be a table with an entry at least")
-        return section  # type: ignore[no-any-return]
+        return section
 
     def check(self, where: str, entry: Any, expected: tuple[str, ...]) -> None:
         given = entry if isinstance(entry, dict) else {}
@@ -191,6 +191,6 @@ class _Reader:
             self.refuse(f"{where} must be a number of picojoules from 0 on; got {value!r}")
         return float(value)
 
-    def refuse(self, wrong: str) -> None:
+    def refuse(self, wrong: str) -> NoReturn:
         msg = f"the table {self.path}: {wrong}; `precsim cost --print-table` has a complete one"
         raise ConfigError(msg)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -93,8 +94,8 @@ def _widest_first(fmt: str) -> tuple[int, str]:
     return -element_of(format(fmt)).bits, fmt
 
 
-def _figure(**data: object) -> Figure:
-    figure = cost_bars(**data).figure  # type: ignore[arg-type]
+def _figure(**data: Any) -> Figure:
+    figure = cost_bars(**data).figure
     assert isinstance(figure, Figure)
     return figure
 

@@ -19,7 +19,26 @@ LINES = 4
 """Lines that a run gets where there is no terminal to draw on."""
 
 
-class Bars:
+class _Shown:
+    """What is drawn on a terminal while a block runs, and nowhere else: then `live` is None."""
+
+    live: Progress | Status | None
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.live:
+            self.live.stop()
+
+
+def _draws(console: Console, *, quiet: bool) -> bool:
+    return console.is_terminal and not console.is_dumb_terminal and not quiet
+
+
+class Bars(_Shown):
     """One bar for each run; call it with a run's name, its steps done, and its latest loss.
 
     `runs` maps a name to its title and rich style.  Nothing is drawn if `quiet`.
@@ -38,7 +57,7 @@ class Bars:
         self.steps = steps
         self.quiet = quiet
         self.live: Progress | None = None
-        if console.is_terminal and not console.is_dumb_terminal and not quiet:
+        if _draws(console, quiet=quiet):
             self.live = Progress(
                 TextColumn("{task.fields[title]}"),
                 BarColumn(bar_width=None),
@@ -59,15 +78,6 @@ class Bars:
                 for name, (title, style) in runs.items()
             }
 
-    def __enter__(self) -> Self:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.live:
-            self.live.stop()
-
     def __call__(self, name: str, done: int, loss: float) -> None:
         """Show that a run has done so many steps, the last with this loss."""
         title, style = self.runs[name]
@@ -80,7 +90,7 @@ class Bars:
             self.console.print(Text(line, style=style))
 
 
-class SweepLine:
+class SweepLine(_Shown):
     """One line for a whole sweep; where there is no terminal to draw on, one for each run's end."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
@@ -88,17 +98,8 @@ class SweepLine:
         self.quiet = quiet
         self.live: Status | None = None
         self.began: tuple[float, int] | None = None  # when, and how many runs were over then
-        if console.is_terminal and not console.is_dumb_terminal and not quiet:
+        if _draws(console, quiet=quiet):
             self.live = console.status("")
-
-    def __enter__(self) -> Self:
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.live:
-            self.live.stop()
 
     def __call__(self, now: SweepProgress) -> None:
         """Show how far a sweep is."""

@@ -177,6 +177,14 @@ def test_sums_over_nothing_are_zero(accumulator):
         product(np.ones((2, 0)), np.ones((0, 3)), accumulator), np.zeros((2, 3))
     )
     assert product(np.ones((4, 2, 0)), np.ones((0, 3)), accumulator).shape == (4, 2, 3)
+    for left, right in (
+        ((0, 3), (3, 2)),
+        ((2, 3), (3, 0)),
+        ((0, 2, 3), (3, 2)),
+        ((2, 0, 3), (3, 2)),
+    ):
+        shape = (np.ones(left) @ np.ones(right)).shape
+        assert product(np.ones(left), np.ones(right), accumulator).shape == shape
     assert total(np.array(3.0), accumulator) == 3
 
 

@@ -20,7 +20,7 @@ MX = [f"{name}:{rule}" for name in ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e3m2", "m
       "mxfp4", "mxint8") for rule in ("floor", "ceil", "even", "rceil")]  # fmt: skip
 OTHERS = [
     "nvfp4", "nvfp4:4x4", "nvfp4:scale_min=0.015625", "e2m1:1x16:e4m3", "int8", "int8:row",
-    "int8:row:full:affine", "int4:column:affine", "int8:row:full:span", "int8:1x4:floor:full",
+    "int8:row:full:affine", "int4:column:affine", "int4:1x2:e4m3:affine", "int8:row:e8m0:max:affine", "int8:row:full:span", "int8:1x4:floor:full",
     "e4m3:1x5", "e4m3:3x4", "e4m3:row:pow2", "e4m3:1x4:amax_min=0.0001", "e5m2fnuz:1x8:e8m0",
     "bf16:row", "fp16:1x4:bf16", "fp32:row", "mxfp8:3x1:even", "mxfp4:1x7@0", "mxfp4:max",
     "e4m3:tensor:inverse", "e5m2:row:inverse:amax_min=1e-12", "e4m3:3x4:inverse", "int8:row:inverse",

@@ -13,6 +13,7 @@ import pytest
 import precsim
 from precsim import testing
 from precsim.backend import BackendError, compiled, tier
+from precsim.formats.format import Format
 from precsim.formats.modes import Overflow, Rounding, stochastic
 from precsim.formats.modes import rounding_mode as mode
 from precsim.formats.quantize import quantize
@@ -26,6 +27,8 @@ FORMATS = {
     "no sign, no zero": ("e8m0", np.float32), "no NaN": ("e2m1", np.float32),
     "no -0": ("e5m2fnuz", np.float32), "no subnormals": ("bf16_ftz", np.float32),
     "one exponent": ("int8", np.float64), "all the carrier has": ("fp32", np.float32),
+    "bits, no sign": (Format("ue8m7", 8, 7, signed=False), np.float32),
+    "all the carrier has but a sign": (Format("ue8m23", 8, 23, signed=False), np.float32),
 }  # fmt: skip
 
 

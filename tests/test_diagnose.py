@@ -37,6 +37,14 @@ def test_what_lies_half_a_step_beyond_the_largest_is_rounded_and_not_clipped():
     assert counts == [0, 0, 2, 2]
 
 
+def test_unused_binades_are_counted_where_the_quotient_has_no_float64():
+    least = (
+        5e-324  # beside a scale of 2^49, which amax_min sets; the largest of e2m1 is 2^2 and more
+    )
+    (found,) = diagnose([least], f"e2m1:tensor:e8m0:max:amax_min={6.0 * 2**49}").wasted.ravel()
+    assert found == 2 + 49 + 1074
+
+
 def test_rules_trade_clipping_for_unused_binades():
     x = np.random.default_rng(0).standard_normal((256, 64))
     floor, ceil, rceil = (diagnose(x, f"mxfp4:{rule}") for rule in ("floor", "ceil", "rceil"))

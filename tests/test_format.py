@@ -125,6 +125,14 @@ def test_contains_sees_the_gap_that_flushing_leaves():
     assert not format("tf32").contains(format("fp32"))
 
 
+def test_contains_counts_the_bits_that_values_have_and_not_those_of_their_format():
+    three = Format("1, 2 and 3", 1, 1, Specials.FN)  # all of one binade, or below it
+    for narrow in (three, Format("one bit less", 1, 2, Specials.FINITE)):
+        for wide in (Format("powers", 6, 0, Specials.FINITE), format("e2m1"), format("e3m2")):
+            values = set(narrow.values())
+            assert wide.contains(narrow) == (values <= set(wide.values())), (wide, narrow)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_repr_prints_the_largest_value(name):
     f = format(name)
@@ -184,6 +192,7 @@ def test_a_wrong_name_says_what_would_be_right(spec, message):
         ({"exp_bits": 5, "man_bits": 2, "bias": 2000}, "inside float64's range"),
         ({"exp_bits": 5, "man_bits": 2, "bias": -2000}, "inside float64's range"),
         ({"exp_bits": 11, "man_bits": 4, "specials": "fn"}, "inside float64's range"),
+        ({"exp_bits": 11, "man_bits": 4, "signed": False, "has_zero": False}, "float64's range"),
         ({"exp_bits": 4, "man_bits": 3, "specials": "ocp"}, "'ocp' is not a valid Specials"),
     ],
 )

@@ -24,6 +24,9 @@ FORMATS = [
     *testing.GRIDS,
     *map(format, ("fp16_ftz", "bf16_ftz", "e4m3_ftz", "e6m9", "e11m3", "e7m22", "e10m50")),
     Format("ue4m3", 4, 3, Specials.FN, signed=False),
+    Format("ue8m7", 8, 7, signed=False),
+    Format("ue8m23", 8, 23, signed=False),
+    Format("ue11m52", 11, 52, signed=False),
     Format("e7m3_bias135", 7, 3, bias=135),
 ]
 

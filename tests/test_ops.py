@@ -99,11 +99,15 @@ SAMPLES = {
         ((spread(4, 3),), {"ids": np.array([[1, 1], [3, 0]])}),
         ((spread(4, 3),), {"ids": np.array(2)}),
         ((spread(4, 3),), {"ids": np.array([], int)}),
+        ((spread(4, 2, 3),), {"ids": np.array([2, 0, 2, 2])}),
+        ((spread(4),), {"ids": np.array([[1, 1], [3, 0]])}),
     ],
     "scatter_add": [
         ((spread(4, 3),), {"ids": np.array([2, 0, 2, 2]), "rows": 4}),
         ((spread(2, 2, 3),), {"ids": np.array([[1, 1], [3, 0]]), "rows": 5}),
         ((spread(0, 3),), {"ids": np.array([], int), "rows": 2}),
+        ((spread(3, 2, 3),), {"ids": np.array([2, 0, 2]), "rows": 4}),
+        ((spread(2, 2),), {"ids": np.array([[1, 1], [3, 0]]), "rows": 5}),
     ],
     "carry": one(spread),
     "cast": one(spread),
@@ -271,10 +275,10 @@ def in_torch(torch):
         "slice": taken,
         "unslice": put,
         "piece": lambda x, axis, place: x.select(axis, place),
-        "gather": lambda x, ids: f.embedding(torch.tensor(ids), x),
-        "scatter_add": lambda x, ids, rows: torch.zeros(rows, x.shape[-1], dtype=x.dtype).index_add(
-            0, torch.tensor(ids).reshape(-1), x.reshape(-1, x.shape[-1])
-        ),
+        "gather": lambda x, ids: x[torch.tensor(ids)],
+        "scatter_add": lambda x, ids, rows: torch.zeros(
+            rows, *x.shape[ids.ndim :], dtype=x.dtype
+        ).index_put((torch.tensor(ids),), x, accumulate=True),
         "carry": lambda x: x.clone(),
         "cast": lambda x: x.clone(),
         "add": torch.add,

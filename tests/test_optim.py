@@ -87,6 +87,28 @@ def test_weights_are_pytorchs_at_every_step(case):
     np.testing.assert_allclose(here(case), in_torch(torch, case), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_steps_in_which_a_parameter_has_no_gradient_are_none_of_its_own(case):
+    torch = pytest.importorskip("torch")
+    make, options = CASES[case]
+    theirs = {n: torch.tensor(w, requires_grad=True) for n, w in weights().items()}
+    other = getattr(torch.optim, make.__name__)(theirs.values(), **{"weight_decay": 0.0} | options)
+    with ps.using("fp64"):
+        mine = tensors(weights())
+        optimizer = make(mine, **options)
+        for step in range(STEPS):
+            some = {n: g for k, (n, g) in enumerate(gradients(step).items()) if step % (k + 2) > 0}
+            for name, parameter in theirs.items():
+                parameter.grad = torch.tensor(some[name]) if name in some else None
+            other.step()
+            optimizer.step(tensors(some))
+            np.testing.assert_allclose(
+                flat({n: p.numpy() for n, p in mine.items()}),
+                flat({n: p.detach().numpy() for n, p in theirs.items()}),
+                rtol=1e-12, atol=1e-14,
+            )  # fmt: skip
+
+
 NORM = sqrt(sum((g**2).sum() for g in gradients(4).values()))
 LIMITS = [1e-3, 0.5 * NORM, 2 * NORM]
 

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -85,6 +86,17 @@ def test_the_grammar_of_accumulators(text, fields):
     assert (unit.format, unit.rounding, unit.every, unit.outer, unit.chunk) == fields
 
 
+OWN = ps.Format("e4m3", 4, 3)
+"""The format that the registered one of this name is not: its largest value is 240."""
+
+
+def test_a_format_stands_for_its_name():
+    for name in ("e4m3", "int8:row", "e5m7"):
+        assert Precision.parse(ps.format(name)) == Precision.parse(name)
+    assert ps.Policy(activations=ps.format("e5m2")) == ps.Policy(activations="e5m2")
+    assert Accumulator(ps.format("fp16")) == Accumulator("fp16")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -106,6 +118,10 @@ def test_the_grammar_of_accumulators(text, fields):
         (lambda: Accumulator.parse("fp16>e4m3:row@4"), "expected FORMAT"),
         (lambda: Accumulator("fp16", outer="bf16"), "outer=bf16 needs a chunk"),
         (lambda: Accumulator("fp16", chunk=-1), "every >= 1"),
+        (lambda: Precision.parse(OWN), "knows formats by name, and 'e4m3' is not this one"),
+        (lambda: Precision(replace(OWN, name="mine")), "and 'mine' is not this one"),
+        (lambda: Accumulator(OWN), "and 'e4m3' is not this one"),
+        (lambda: ps.Policy(activations=OWN), "and 'e4m3' is not this one"),
     ],
     ids=itertools.count(),
 )  # fmt: skip

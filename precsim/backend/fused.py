@@ -296,7 +296,8 @@ def round_into(
 ) -> bool:
     """Round contiguous x into contiguous `out` (which may be x, but not overlap it otherwise).
 
-    False where there is no kernel for it: formats with all exponents of float64, and no bit to drop.
+    False where there is no kernel for it: formats with all exponents of float64, those with all of
+    float32's and no sign, and no bit to drop.
     """
     found = choose(x.dtype, fmt, rounding, overflow)
     if found is None:
@@ -340,7 +341,7 @@ def choose(dtype: np.dtype[Any], fmt: Format, rounding: Mode, overflow: Overflow
     plan, mode = kernels.plan_for(dtype, fmt), one_pass.rule(fmt, rounding, overflow).mode
     carrier, how = dtype, STEPS
     if plan.kernel is kernels.round_by_bits:
-        if dtype == np.float64 or plan.shift == 0:
+        if dtype == np.float64 or plan.shift == 0 or not fmt.signed:
             return None
         how = BITS if mode <= EXACT else WIDE
     elif plan.kernel is kernels.round_in_float64:

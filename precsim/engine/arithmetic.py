@@ -116,6 +116,8 @@ class Arithmetic(NamedTuple):
         unit, shape = self.accumulator, _product_shape(a.shape, b.shape)
         assert unit is not None
         product = self.empty(shape)
+        if product.size == 0:
+            return product
         if unit.every == 1 and (self.xp is np or not stochastic(unit.rounding)):
             left, right = (
                 self.xp.broadcast_to(x, (*shape[:-2], *x.shape[-2:])).reshape(-1, *x.shape[-2:])

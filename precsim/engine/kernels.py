@@ -267,7 +267,8 @@ def _gelu_slope(t: Any, x: Any, g: Any) -> Any:
 def cross_entropy(m: Arithmetic, x: Array, targets: Array) -> Array:
     """Return the mean of -log softmax(x)[target] over all targets >= 0; x is (N, V).
 
-    Negative targets are not counted.  No target at all, or a NaN or +inf in x, gives NaN.
+    Negative targets are not counted, nor what is in their rows.  No target at all, or a NaN or
+    +inf in another row, gives NaN.
     """
     xp = m.xp
     rows, targets = xp.arange(x.shape[0]), xp.asarray(targets)
@@ -283,7 +284,10 @@ def cross_entropy(m: Arithmetic, x: Array, targets: Array) -> Array:
 
 @primitive("kernel")
 def cross_entropy_grad(m: Arithmetic, g: Array, x: Array, targets: Array) -> Array:
-    """Return (softmax(x) - one_hot(target)) * g / count, zero where a target is not counted."""
+    """Return (softmax(x) - one_hot(target)) * g / count.
+
+    In rows whose target is not counted it is 0, or, with a NaN or +inf in x, NaN, as in PyTorch.
+    """
     xp, out = m.xp, m.like(x)
     rows, targets = xp.arange(x.shape[0]), xp.asarray(targets)
     for part in _parts(x):

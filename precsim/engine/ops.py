@@ -253,9 +253,11 @@ def amax(m: Arithmetic, x: Array, axis: int, keep: Array | None = None) -> Array
 
 @primitive("reduction", vjps=(lambda g, out, x, ids, rows: gather(g, ids=ids),))
 def scatter_add(m: Arithmetic, x: Array, ids: Array, rows: int) -> Array:
-    """Add each vector of x to the row that `ids` names, of `rows`: an embedding's gradient."""
-    places = _checked_ids(m, ids, rows).reshape(-1)
-    return m.scatter_add(x.reshape(places.size, x.shape[-1]), places, rows)
+    """Add each row of x, of any shape, to that which `ids` names, of `rows`: an embedding's gradient."""
+    ids = _checked_ids(m, ids, rows)
+    row = x.shape[ids.ndim :]
+    vectors = x.reshape(ids.size, prod(row))
+    return m.scatter_add(vectors, ids.reshape(-1), rows).reshape(rows, *row)
 
 
 @primitive(

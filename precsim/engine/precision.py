@@ -24,6 +24,21 @@ FOLLOWING = ("widest", "none")
 """Words that stand where a format's name could: follow the operands; keep no such tensor."""
 
 
+def _name_of(fmt: str | AnyFormat) -> str:
+    """Return a format's name; raise `ValueError` for one that its name does not lead to."""
+    name = format(fmt).name
+    if not isinstance(fmt, str):
+        try:
+            same = format(name) == fmt
+        except ValueError:
+            same = False
+        if not same:
+            msg = f"a policy knows formats by name, and {name!r} is not this one: expected a name that "
+            msg += "`precsim.format` reads (e5m10, e4m3_ftz, int8:row, ..), or a format that it returned"
+            raise ValueError(msg)
+    return name
+
+
 @dataclass(frozen=True)
 class Precision:
     """A format with the rounding and overflow rule by which values enter it.
@@ -39,16 +54,21 @@ class Precision:
 
     def __post_init__(self) -> None:
         if self.format not in FOLLOWING:
-            object.__setattr__(self, "format", format(self.format).name)
+            object.__setattr__(self, "format", _name_of(self.format))
         object.__setattr__(self, "rounding", rounding_mode(self.rounding))
         if self.overflow is not None:
             object.__setattr__(self, "overflow", Overflow(self.overflow))
 
     @classmethod
-    def parse(cls, text: str | Precision) -> Precision:
-        """Read "format[:rounding][:overflow]"; raise `ValueError` for a word that is neither."""
+    def parse(cls, text: str | AnyFormat | Precision) -> Precision:
+        """Read "format[:rounding][:overflow]"; raise `ValueError` for a word that is neither.
+
+        A format stands for its name, and must be what `precsim.format` finds under it.
+        """
         if isinstance(text, Precision):
             return text
+        if not isinstance(text, str):
+            return cls(_name_of(text))
         words = [w for w in text.strip().split(":") if w]
         rounding = [w for w in words[1:] if is_rounding(w)]
         overflow = [w for w in words[1:] if w in set(Overflow)]
@@ -141,7 +161,7 @@ class Accumulator:
             )
             raise ValueError(msg)
         for name in ("format", "outer"):
-            fmt = format(getattr(self, name))
+            fmt = format(_name_of(getattr(self, name)))
             if not isinstance(fmt, Format):
                 msg = f"accumulator format {fmt.name!r} has a shared scale: expected a plain format"
                 raise ValueError(msg)  # noqa: TRY004  (a format of the wrong sort, not type)

@@ -191,7 +191,9 @@ def scale_of_tensor(top: Array, fmt: Scaled) -> Array:
 def _affine_scales(low: Array, high: Array, fmt: Scaled) -> Scales:
     """Return scales and zero points of blocks whose values lie between two ends, 0 included."""
     xp = array_module(low)
-    ratio = (high - low) / (fmt.max - fmt.min)
+    span = high - low
+    span[~xp.isfinite(span)] = xp.nan  # an infinity would saturate as a scale
+    ratio = span / (fmt.max - fmt.min)
     scales = _stored(ratio, high == low, fmt.scale, fmt.smallest_scale)
     zero_points = xp.clip(fmt.min - xp.rint(low / scales), fmt.min, fmt.max)
     return Scales(scales, zero_points=xp.nan_to_num(zero_points))

@@ -119,7 +119,9 @@ def _diagnose(
     half = fmt.element.ulp(fmt.element.max) / 2
     beyond = (quotient > fmt.max - zero + half) | (quotient < fmt.min - zero - half)
     amax = xp.abs(view).max(axis=(1, 3))
-    filled = xp.frexp(amax / total[:, 0, :, 0])[1] - 1
+    # Of the quotient itself it would be that of a rounded one.
+    (part, exponent), (unit, shift) = xp.frexp(amax), xp.frexp(total[:, 0, :, 0])
+    filled = exponent - shift - (part < unit)
     known = xp.isfinite(total) & (total != 0)
     wasted = xp.where(known[:, 0, :, 0] & (amax > 0), fmt.element.emax - filled, 0)
 

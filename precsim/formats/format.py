@@ -84,7 +84,7 @@ class Format:
         too_narrow = self.exp_bits < 2 or self.man_bits < 1
         # The kernels reach 53 - man_bits binades above emax, and need the quantum to be normal.
         inside = self.emax + 53 - self.man_bits < 1024 and self.emin - self.man_bits >= -1022
-        like_fp64 = ieee and self.exp_bits == 11 and self.bias == 1023
+        like_fp64 = ieee and self.exp_bits == 11 and self.bias == 1023 and self.has_zero
         return (
             (self._only_zero(), "at least one of its values must not be zero"),
             (self.is_integer and self.has_nan, "an integer format has no special codes"),
@@ -215,10 +215,11 @@ class Format:
 
     def contains(self, other: Format) -> bool:
         """Whether every finite value of `other` is a value of this format too."""
+        few = other.max / other.quantum <= 2.0**self.precision  # all are multiples of the quantum
         return (
             self.max >= other.max
             and self.min <= other.min
-            and self.precision >= other.precision
+            and (few or self.precision >= other.precision)
             and self.quantum <= other.quantum
             and self.smallest_subnormal <= other.smallest_subnormal
         )

@@ -155,7 +155,7 @@ def plan_for(dtype: np.dtype[Any], fmt: Format) -> Plan:
             kernel=kernel,
             shorter=_shorter(dtype, fmt, kernel),
             block=BLOCK_BYTES // dtype.itemsize,
-            holds_carrier=shift == 0 and kernel is round_by_bits and fmt.subnormals,
+            holds_carrier=shift == 0 and kernel is round_by_bits and fmt.subnormals and fmt.signed,
             uint=uint,
             exponent_mask=uint(magnitude >> carrier.nmant << carrier.nmant),
             magnitude_mask=uint(magnitude),

@@ -55,6 +55,9 @@ class Optimizer:
         self.lr = lr
         self.weight_decay = weight_decay
         self.steps = 0
+        self.missed: dict[
+            str, int
+        ] = {}  # of these steps, those in which a parameter had no gradient
         self.kahan = kahan
         if kahan:
             self.slots = (*self.slots, "kahan")
@@ -63,6 +66,8 @@ class Optimizer:
     def step(self, gradients: Tensors, lr: float | None = None) -> None:
         """Update every parameter that has a gradient; `lr` replaces the constructor's."""
         self.steps += 1
+        for name in self.parameters.keys() - gradients.keys():
+            self.missed[name] = self.missed.get(name, 0) + 1
         rate = self.lr if lr is None else lr
         policy = current().policy
         stored = "master_weights" if policy.has_master else "weights"
@@ -161,8 +166,9 @@ class AdamW(Optimizer):
         m, v = (self.state[slot].get(name, _zeros(weight)) for slot in ("m", "v"))
         m = self._remember("m", name, m * b1, gradient * (1 - b1))
         v = self._remember("v", name, v * b2, ops.square(gradient) * (1 - b2))
-        root = ops.sqrt(v) * (1 / sqrt(1 - b2**self.steps)) + self.eps
-        delta = m / root * (-lr / (1 - b1**self.steps))
+        steps = self.steps - self.missed.get(name, 0)
+        root = ops.sqrt(v) * (1 / sqrt(1 - b2**steps)) + self.eps
+        delta = m / root * (-lr / (1 - b1**steps))
         if self.weight_decay:
             delta = delta + weight * (-lr * self.weight_decay)
         return delta

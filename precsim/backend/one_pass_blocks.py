@@ -295,6 +295,7 @@ PRECSIM precsim_scale precsim_scale_of(word64 found, word64 below, word64 top_fo
         break;
     case {AFFINE}:
         span = precsim_from_bits(found) - low_end;
+        if (precsim_to_bits(span) >= infinity) span = none; /* it would saturate as a scale */
         scale.block = precsim_stored(span / most, span == 0, smallest_block, {_SCALE});
         scale.zero = low - rint(low_end / scale.block);
         if (scale.zero < low) scale.zero = low;

@@ -34,6 +34,8 @@ def apply_update(m: Arithmetic, weight: Array, delta: Array) -> Array:
 class Optimizer:
     """What all have in common: parameters by name, state by slot and name, a step count.
 
+    A parameter without a gradient stays as it is, its state too, and its steps do not count this one.
+
     `kahan` remembers what rounding the weight left over, in one more tensor of the weight's format
     (slot "kahan"), and adds it to the next update; an update is lost only where even that tensor
     swallows it.  The recurrence is optimi's (warner-benjamin/optimi, sgd.py): k += d; old = w;

@@ -95,12 +95,9 @@ SAMPLES = {
         ((spread(),), {"axis": 0, "places": (1,), "length": 4}),
     ],
     "gather": [
-        ((spread(4, 3),), {"ids": np.array([2, 0, 2, 2])}),
-        ((spread(4, 3),), {"ids": np.array([[1, 1], [3, 0]])}),
-        ((spread(4, 3),), {"ids": np.array(2)}),
-        ((spread(4, 3),), {"ids": np.array([], int)}),
-        ((spread(4, 2, 3),), {"ids": np.array([2, 0, 2, 2])}),
-        ((spread(4),), {"ids": np.array([[1, 1], [3, 0]])}),
+        ((spread(4, *row),), {"ids": np.array(ids, int)})
+        for row in ((3,), (2, 3), ())
+        for ids in ([2, 0, 2, 2], [[1, 1], [3, 0]], 2, [])
     ],
     "scatter_add": [
         ((spread(4, 3),), {"ids": np.array([2, 0, 2, 2]), "rows": 4}),

@@ -167,8 +167,8 @@ save(fig, "03_sums_that_stop",
 
 # %% [markdown]
 # ## Exercise
-# Count `n` ones in chunks of `chunk` in a format of p significant bits, all three powers of two but
-# p. What is the result? The specification counts; find the formula.
+# Count `n` ones in chunks of `chunk` in a format of p significant bits; `n` and `chunk` are powers
+# of two, p is any number. What is the result? The specification counts; find the formula.
 
 
 # %%

@@ -113,7 +113,8 @@ check("the gradient is float64's to 0.001 %", step.drift.rho < 1e-5, step.drift.
 
 # %% [markdown]
 # So look at the last update of each weight: how large is it beside half the gap of its weight?
-# Below 1 it is lost, and at 1, a tie, every other time. (The gap is the one above the weight.)
+# Below 1 it is lost, and at 1, a tie, every other time; ties are rare, and counted as lost here.
+# (The gap is the one above the weight.)
 
 
 # %%

@@ -234,16 +234,20 @@ def blame(
         named = f"{len(sites)} site{'s' * (len(sites) > 1)}"
         tell(f"running the step {2 * len(sites) + 2} times, for {named}")
     found = blaming.blame(moment, sites)
-    worst = found.worst(len(sites) if op else WORST)
     if as_json:
         facts = {"total": found.total, "u": found.u, "accounted": found.accounted}
-        print_line(dump(facts | {"shares": [_share_facts(one) for one in worst]}))
+        shares = [_share_facts(one) for one in found.worst(len(sites))]
+        print_line(dump(facts | {"shares": shares}))
         return
     out, _ = consoles()
-    for line in findings.blame_sentences(found, "update" if update else "gradient"):
+    of, every = "update" if update else "gradient", len(moment.sites())
+    for line in findings.blame_sentences(found, of, sites=every):
         print_line(line)
     out.print()
+    worst = found.worst(len(sites) if op else WORST)
     out.print(findings.blame_table(worst, out.width))
+    if len(worst) < len(sites):
+        print_line(f"{len(worst)} of {len(sites)} sites, the worst first; --op '*' shows all")
 
 
 def _share_facts(one: blaming.Share) -> dict[str, Any]:

@@ -12,12 +12,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from precsim.cli_shared import Assignments, Json, consoles, print_line, reading_input, tell_written
+from precsim.cli_shared import (
+    Assignments,
+    Json,
+    consoles,
+    prepare_figure,
+    print_line,
+    reading_input,
+    tell_written,
+)
 from precsim.recipes import RECIPES, recipe
 from precsim.runs import config as configs
 from precsim.runs import data
 from precsim.runs.config import TrainConfig
-from precsim.runs.files import make_folder
 from precsim.runs.lines import dump, plain
 from precsim.show.terminal import format_of
 
@@ -71,11 +78,11 @@ def cost(
     has these formats.  A model, not a measurement.
     """
     from precsim.analyse import prices as pricing
-    from precsim.show import cost_table as shown
 
     if print_table:
         print_line(pricing.FILE.read_text(encoding="utf-8").rstrip("\n"))
         return
+    prepare_figure(figure)
     with reading_input():
         table = pricing.read_prices(prices)
         table.traffic(0, memory)
@@ -83,8 +90,6 @@ def cost(
         chosen, reference = _configs(config_file, recipes, entries, assignments or [])
         rows = _priced(chosen, reference, table)
         parts = {name: row.cost.by(by) for name, row in rows.items()} if by else {}
-        if figure is not None:
-            _draw(rows, memory, figure)
     if as_json:
         facts = {
             name: row.cost.to_dict()
@@ -93,9 +98,17 @@ def cost(
             for name, row in rows.items()
         }
         print_line(dump(plain(facts)))
-        return
+    else:
+        _print(rows, next(iter(chosen.values())), by, memory)
+    if figure is not None:
+        _draw(rows, memory, figure)
+
+
+def _print(rows: Mapping[str, Priced], first: TrainConfig, by: str | None, memory: str) -> None:
+    from precsim.show import cost_table as shown
+
     out, _ = consoles()
-    first, macs = next(iter(chosen.values())), next(iter(rows.values())).cost.macs.total()
+    macs = next(iter(rows.values())).cost.macs.total()
     out.print(
         f"One step ({first.layers} layers, width {first.width}, {first.batch} x {first.context} "
         f"bytes): {shown.count(macs)} multiply-accumulates (MACs)",
@@ -153,7 +166,6 @@ def _draw(rows: Mapping[str, Priced], memory: str, path: Path) -> None:
 
     reference = next(iter(rows.values())).reference
     costs = {name: row.cost for name, row in rows.items()}
-    make_folder(path.parent)
     paths = cost_plot.save(cost_plot.cost_bars_data(costs, reference, memory), path)
     tell_written(paths)
 

@@ -13,8 +13,16 @@ from typing import Annotated
 import typer
 
 from precsim.analyse.twins import drifts
-from precsim.cli_shared import Folder, Json, consoles, fail, print_line, reading_input, tell_written
-from precsim.runs.files import make_folder
+from precsim.cli_shared import (
+    Folder,
+    Json,
+    consoles,
+    fail,
+    prepare_figure,
+    print_line,
+    reading_input,
+    tell_written,
+)
 from precsim.runs.lines import dump
 from precsim.runs.run import open_run
 from precsim.show import drift_table
@@ -33,7 +41,7 @@ def drift(
     folder: Folder,
     every: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Measure every so many steps; else 16 in all."),
+        typer.Option(min=1, metavar="N", help="Measure every so many steps; else 16 to 32 in all."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Draws the control twin's perturbation.")] = 0,
     figure: Annotated[
@@ -46,21 +54,12 @@ def drift(
 
     It takes two to three times as long as the run.
     """
+    prepare_figure(figure)
     run = open_run(folder)
     out, err = consoles()
     name = folder.resolve().name
     with Bars(err, {"run": (name, "")}, len(run.records), quiet=as_json) as bars:
         found = drifts(run, every, seed=seed, on_step=lambda done, loss: bars("run", done, loss))
-    if figure is not None:
-        from precsim.show import plot
-        from precsim.show.drift_plot import drift as draw
-        from precsim.show.drift_plot import drift_data
-
-        make_folder(figure.parent)
-        data = {"run": drift_data(found, name), "title": f"Drift of {name}: {found.verdict}"}
-        with reading_input():
-            paths = plot.save("drift", data, figure, {"drift": draw})
-        tell_written(paths)
     if as_json:
         print_line(dump(asdict(found) | {"bias": found.bias, "verdict": found.verdict}))
     else:
@@ -76,6 +75,15 @@ def drift(
         out.print()
         for line in drift_table.KEY:
             out.print(line, style="dim")
+    if figure is not None:
+        from precsim.show import plot
+        from precsim.show.drift_plot import drift as draw
+        from precsim.show.drift_plot import drift_data
+
+        data = {"run": drift_data(found, name), "title": f"Drift of {name}: {found.verdict}"}
+        with reading_input():
+            paths = plot.save("drift", data, figure, {"drift": draw})
+        tell_written(paths)
     for point in found.points:
         if point.undefined and not point.skipped:
             fail(f"drift is undefined from step {point.step} on: {point.undefined}", 1)

@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from precsim.cli_shared import consoles, print_line, reading_input, tell_written
-from precsim.runs.files import make_folder
+from precsim.cli_shared import consoles, prepare_figure, print_line, reading_input, tell_written
 from precsim.runs.lines import dump
 from precsim.runs.run import open_run
 from precsim.show.terminal import Column, table
@@ -62,6 +61,7 @@ def plot(
     places = folders or []
     asked = {"op": op, "tolerance": tolerance, "update": update}
     asked |= {} if step is None else {"step": step}
+    prepare_figure(output)
     with reading_input():
         with err.status(f"collecting {figure}"):
             data = gallery.collect(figure, [open_run(place) for place in places], **asked)
@@ -72,7 +72,6 @@ def plot(
             print_line(dump(data))
         if output is not None or not as_json:
             file = output or Path(f"{name}-{figure}.png")
-            make_folder(file.parent)
             paths = gallery.save(figure, data, file)
             tell_written(paths)
 

@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from precsim.runs.files import RunError
+from precsim.runs.files import RunError, make_folder
 from precsim.show import terminal
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
@@ -48,6 +48,20 @@ def reading_input() -> Iterator[None]:
     except OSError as error:
         msg = f"cannot read or write {error.filename}: {error.strerror}"
         raise BadInput(msg) from error
+
+
+def prepare_figure(path: Path | None) -> None:
+    """Make the folder that a figure goes to; where it cannot be written, one hears it before the work."""
+    if path is None:
+        return
+    from precsim.show.canvas import check_name
+
+    with reading_input():
+        check_name(path)
+        make_folder(path.parent)
+        if not os.access(path.parent, os.W_OK):
+            msg = f"cannot write {path}: Permission denied; try a directory that you may write to"
+            raise BadInput(msg)
 
 
 def consoles() -> tuple[Console, Console]:

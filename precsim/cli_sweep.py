@@ -19,12 +19,12 @@ from precsim.cli_shared import (
     TextFile,
     consoles,
     fail,
+    prepare_figure,
     print_line,
     reading_input,
     tell_written,
 )
 from precsim.runs import config as configs
-from precsim.runs.files import make_folder
 from precsim.runs.grid import RECIPE, parse_over, parse_seeds
 from precsim.runs.lines import dump
 from precsim.runs.sweep import SweepInterrupted
@@ -81,12 +81,8 @@ def sweep(
 
     Runs are recorded at observe=off, which takes no time; any step can be replayed with its ops.
     """
+    prepare_figure(figure)
     with reading_input():
-        if figure is not None:
-            from precsim.show.canvas import check_name
-
-            check_name(figure)
-            make_folder(figure.parent)
         entries = configs.read(config_file) if config_file else {}
         fixed = configs.parse_assignments(assignments or [])
         named = {"data": text, "steps": steps, "observe": observe}
@@ -108,16 +104,16 @@ def sweep(
         again += ["--device", device] * (device != "cpu")
         again += ["-f", str(figure)] if figure is not None else []
         fail(f"{error.where}; continue with `{shlex.join(again)}`", 130)
+    if as_json:
+        print_line(dump(found.to_dict()))
+    else:
+        out.print(sweep_table(found, out.width))
     if figure is not None:
         from precsim.show import gallery
 
         with reading_input():
             paths = gallery.save("sweep", gallery.collect("sweep", found), figure)
         tell_written(paths)
-    if as_json:
-        print_line(dump(found.to_dict()))
-    else:
-        out.print(sweep_table(found, out.width))
     _report(found)
 
 

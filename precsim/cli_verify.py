@@ -68,6 +68,8 @@ def verify_command(
         for case in todo:
             exhaustive.check_supported(case.format)
         progress = load(None if quick else state)
+        if todo:
+            progress.save()  # now, not after the first sweep, one hears that it cannot be kept
     found = _proofs(chosen, roundings, todo, progress, threads, as_json)
     if found:
         fail(f"mismatch: {found}", 1)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -132,6 +133,19 @@ def test_blame_puts_the_guilty_op_first(runs, narrow):
     assert rows[0] == GUILTY
     shares = json.loads(narrow(*words, "--json")[1])["shares"]
     assert [one["site"] for one in shares] == rows
+    assert re.search(r"adds up to \d+% of total\^2, for 4 of \d+ sites \(", out)
+
+
+def test_blame_of_all_ops_says_how_many_it_leaves_out(runs, narrow):
+    words = ("blame", runs / "good", "--step", 1)
+    out = narrow(*words)[1]
+    shown = sum(re.search(r"/.* (bf16|fp32) .*%$", line) is not None for line in out.splitlines())
+    shares = json.loads(narrow(*words, "--json")[1])["shares"]
+    assert (
+        out.splitlines()[-1]
+        == f"{shown} of {len(shares)} sites, the worst first; --op '*' shows all"
+    )
+    assert "errors add up" in out
 
 
 def test_search_prints_a_policy_that_meets_the_tolerance(runs, narrow):

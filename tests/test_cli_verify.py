@@ -109,6 +109,13 @@ def test_a_second_run_has_nothing_left_to_do(instant):
     assert instant == []
 
 
+def test_a_state_that_cannot_be_written_is_refused_before_the_sweep(instant, tmp_path):
+    result = run(*SWEEP, "--state", str(tmp_path / "nowhere" / "mine.json"))
+    assert result.exit_code == 2
+    assert "cannot read or write" in result.stderr
+    assert instant == []
+
+
 def test_an_interrupted_sweep_goes_on_where_it_stopped(instant, monkeypatch, tmp_path):
     interrupted = exhaustive.check_chunk
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,9 +217,15 @@ def test_the_command_gives_json_a_figure_and_its_data(healthy, measured, call, t
     stored = json.loads(picture.with_suffix(".json").read_text())["data"]["run"]
     assert stored["rho"] == [p.gradient.rho for p in measured.points]
     assert plot.redraw(picture.with_suffix(".json"), {"drift": drift_plot.drift}).axes
-    code, _, err = call("drift", healthy.path, "--every", 7, "-o", tmp_path / "d.gif")
-    assert code == 2
-    assert "expected a name that ends in .png" in err
+
+
+def test_where_a_figure_cannot_be_is_told_before_the_work(healthy, call, tmp_path, monkeypatch):
+    monkeypatch.setattr("precsim.cli_drift.drifts", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "closed")
+    for name, told in (("d.gif", "expected a name that ends in .png"), ("closed/d.png", "denied")):
+        code, out, err = call("drift", healthy.path, "-o", tmp_path / name)
+        assert (code, out) == (2, "")
+        assert told in err
 
 
 def test_the_command_reports_what_is_not_finite(died, folder, call):

@@ -1,11 +1,13 @@
 """Following a run that is written meanwhile: nothing that can happen to its files is an error."""
 
+import errno
 import os
 import shutil
 import socket
 import subprocess
 import sys
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from tiny_runs import Stop, tiny
@@ -170,3 +172,17 @@ def test_following_writes_nothing(run):
     shutil.copytree(run.path, copy)
     list(Follower(run.path).until_end(0.01))
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.path.rglob("*")} == before
+
+
+def test_steps_that_cannot_be_read_are_an_error_in_one_sentence(tmp_path, monkeypatch):
+    ps.train(tiny(steps=2), out=tmp_path / "run")
+    follower, opened = Follower(tmp_path / "run"), Path.open
+
+    def refuse(self, *args, **options):
+        if self.name == "steps.jsonl":
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(RunError, match=r"run/steps\.jsonl cannot be read: Permission denied"):
+        follower.poll()

@@ -295,6 +295,22 @@ def test_the_reproduce_command_of_a_fork_names_its_parent(folder, tmp_path):
     assert {"policy=fp32", "lr=0.001"} <= set(words)
 
 
+def test_the_reproduce_commands_are_about_the_directories_that_they_make(folder, tmp_path):
+    pytest.importorskip("plotly")
+    ps.open(folder / "scaled").fork(5, tmp_path / "fork", policy="fp32")
+    out = ps.report([folder / "scaled", tmp_path / "fork"], tmp_path / "both.html")
+    told = Text(out.read_text("utf-8")).text
+    assert "precsim fork scaled --at 5" in told
+    assert "precsim report scaled fork -o both.html" in told
+
+
+def test_runs_of_different_length_are_said_to_be_that(folder, tmp_path):
+    ps.train(tiny(steps=2, observe="hist"), out=tmp_path / "short")
+    (tmp_path / "scaled").symlink_to(folder / "scaled")
+    for which in (("short", "scaled"), ("scaled", "short")):
+        assert "trained on zen for up to 8 steps of" in Text(rendered(tmp_path, *which)).text
+
+
 def test_names_tell_runs_apart():
     assert names([Path("a/x"), Path("b/y")]) == ["x", "y"]
     assert names([Path("a/x"), Path("b/x")]) == ["a/x", "b/x"]
@@ -340,7 +356,7 @@ def test_the_verb(folder, tmp_path):
     assert (done.returncode, done.stdout) == (0, "")
     assert re.search(r"wrote .*out.html \([\d.]+ MB", done.stderr)
     html = output.read_text("utf-8")
-    assert shlex.join(["precsim", "report", str(folder / "scaled")]) in Text(html).text
+    assert "precsim report scaled flushed -o out.html --drift 0" in Text(html).text
     missing = precsim("report", tmp_path / "nothing", "-o", tmp_path / "x.html")
     assert missing.returncode == 2
     assert "no directory" in missing.stderr

@@ -1,5 +1,8 @@
 """Every changed byte and every missing end of every file is found, and nothing of it is used."""
 
+import errno
+import os
+import re
 import shutil
 from contextlib import suppress
 from functools import cache
@@ -249,3 +252,40 @@ def test_readers_beside_a_writer_that_thins(tmp_path):
     assert lengths == sorted(lengths)
     assert len(ps.open(tmp_path).records) == 40
     assert check(tmp_path).ok
+
+
+def refusing(method, place):
+    def refuse(self, *args, **options):
+        if self == place:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return method(self, *args, **options)
+
+    return refuse
+
+
+def forbid(patch, place):
+    """Let nobody read a file, or list a folder, as its permissions would do for all but root."""
+    for name in ("read_bytes", "iterdir", "open"):
+        patch.setattr(Path, name, refusing(getattr(Path, name), place))
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["steps.jsonl", "index.jsonl", "ops", "ckpt", "tensors", "ops/*", "ckpt/*", "tensors/*"],
+)
+def test_what_cannot_be_read_is_told_and_nothing_is_thrown_away(place, run, monkeypatch):
+    place = next(run.glob(place))
+
+    def content():
+        return {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "LOCK"}
+
+    before = content()
+    with monkeypatch.context() as patch:
+        forbid(patch, place)
+        told = f"{place.parent.name}/{place.name} cannot be read: Permission denied"
+        assert told in check(run).problems
+        with pytest.raises(RunError, match=re.escape(told)):
+            ps.resume(run)
+    assert content() == before
+    ps.resume(run)
+    assert everything(run) == everything_of_whole()

@@ -133,7 +133,8 @@ def drifts(
 ) -> Drifts:
     """Train a recorded run and its twins again, and measure every so many steps and the last.
 
-    It takes two to three times as long as the run.  `every` None measures `POINTS` steps.  `seed`
+    It takes two to three times as long as the run.  `every` None measures `POINTS` steps,
+    or up to twice as many.  `seed`
     draws the control's perturbation.  `on_step` hears (steps done, the run's loss).
 
     Raises `RunError` for a run without a step, `ValueError` for an `every` below 1, `DataError`

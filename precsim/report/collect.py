@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,11 +68,12 @@ def collect(
     points: int,
     twin: bool = False,
     on_step: Callable[[int, float], None] | None = None,
+    places: Mapping[Path, str] | None = None,
 ) -> Collected:
     """Read a run; at most `rows` ops of its steps, and the drift at `points` checkpoints.
 
     With `twin` it is trained again beside a float64 twin (`precsim.analyse.twins`); `on_step` hears
-    (steps done, the run's loss).
+    (steps done, the run's loss).  `places` names the runs of the page, by their directory.
     What cannot be computed, because the text is gone or a checkpoint damaged, is left out with a note.
     Raises `RunError` where the recording itself is damaged, or has no step yet.
     """
@@ -98,7 +100,7 @@ def collect(
         name, str(run.path), format_of(run.config), run.config, summary, records,
         _curves(records, headroom), skips, alarm, drift, beside, shown, list(map(str, run.changes)),
         [change.step for change in run.changes],
-        command(run, name), dict(run.manifest.formats), dict(run.manifest.fingerprint), notes,
+        command(run, name, places or {}), dict(run.manifest.formats), dict(run.manifest.fingerprint), notes,
     )  # fmt: skip
 
 
@@ -136,12 +138,17 @@ def _number(value: float | None) -> float | int | None:
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
-def command(run: StoredRun, name: str) -> str:
-    """Return the command line that makes the run again, from the same text and precsim's version."""
+def command(run: StoredRun, name: str, places: Mapping[Path, str]) -> str:
+    """Return the command line that makes the run again, from the same text and precsim's version.
+
+    It makes a directory of the run's name; a fork's parent is that of `places`, if it is among them.
+    """
     config, parent = run.config, run.manifest.parent
     if parent is not None:
         changes = {**parent["changes"]}
-        words = ["precsim", "fork", str(parent["path"]), "--at", str(parent["at"])]
+        path = str(parent["path"])
+        path = places.get(Path(path).resolve(), path)
+        words = ["precsim", "fork", path, "--at", str(parent["at"])]
     else:
         plain = TrainConfig().to_dict()
         changes = {k: v for k, v in config.to_dict().items() if v != plain[k]}

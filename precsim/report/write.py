@@ -52,7 +52,9 @@ def report(
     opened = [stored(one) for one in given]
     whole = sum(len(run.records) for run in opened)
     found: list[Collected] = []
-    for run, name in zip(opened, names([run.path for run in opened]), strict=True):
+    called = names([run.path for run in opened])
+    places = {run.path.resolve(): name for run, name in zip(opened, called, strict=True)}
+    for run, name in zip(opened, called, strict=True):
         before = sum(len(one.records) for one in found)
 
         def tell(done: int, loss: float, before: int = before) -> None:
@@ -60,9 +62,11 @@ def report(
                 on_step(before + done, whole, loss)
 
         rows = MOST_ROWS // len(opened)
-        found.append(collect(run, name, rows=rows, points=drift, twin=twin, on_step=tell))
+        found.append(
+            collect(run, name, rows=rows, points=drift, twin=twin, on_step=tell, places=places)
+        )
     path = Path(out)
-    words = ["precsim", "report", *(str(run.path) for run in opened), "-o", str(path)]
+    words = ["precsim", "report", *called, "-o", path.name]
     words += ["--twin"] if twin else ["--drift", str(drift)] if drift != DRIFT else []
     write_file(path, page.render(found, shlex.join(words)).encode())
     return path

@@ -12,7 +12,7 @@ from precsim.runs import lock
 from precsim.runs.checkpoint import restore, totals
 from precsim.runs.columns import arrays_to_tensors, check_chunk
 from precsim.runs.data import Corpus, DataError
-from precsim.runs.files import DamagedError, RunError
+from precsim.runs.files import DamagedError, RunError, UnreadableError
 from precsim.runs.loop import surroundings
 from precsim.runs.manifest import Manifest, read_manifest
 from precsim.runs.recovery import (
@@ -33,6 +33,9 @@ from precsim.runs.store import (
     unlisted,
 )
 from precsim.runs.trainer import Trainer, make_trainer
+
+BROKEN = DamagedError, UnreadableError
+"""What is wrong with a file."""
 
 
 @dataclass
@@ -74,7 +77,7 @@ def check(folder: Path) -> Report:
     index = _check_index(folder, report, interrupted=interrupted)
     try:
         manifest = read_manifest(folder)
-    except DamagedError as error:
+    except BROKEN as error:
         report.problems.append(str(error))
         return report
     _check_steps(folder, manifest, index, report, interrupted=interrupted)
@@ -105,7 +108,7 @@ def _check_lock(folder: Path, report: Report) -> bool:
 def _check_index(folder: Path, report: Report, *, interrupted: bool) -> Index:
     try:
         index = read_index(folder)
-    except DamagedError as error:
+    except BROKEN as error:
         report.problems.append(str(error))
         return Index({})
     report.problems += index.damage
@@ -117,10 +120,13 @@ def _check_index(folder: Path, report: Report, *, interrupted: bool) -> Index:
         report.files += 1
         try:
             _check_file(folder, entry)
-        except DamagedError as error:
+        except BROKEN as error:
             report.problems.append(str(error))
-    for file in unlisted(folder, set(index.entries)):
-        open_ended.append(f"{file} is not in {INDEX}")
+    try:
+        for file in unlisted(folder, set(index.entries)):
+            open_ended.append(f"{file} is not in {INDEX}")
+    except UnreadableError as error:
+        report.problems.append(str(error))
     return index
 
 
@@ -148,7 +154,7 @@ def _check_steps(
     report.files += 1
     try:
         steps = read_steps(folder, manifest.start)
-    except DamagedError as error:
+    except BROKEN as error:
         report.problems.append(str(error))
         return
     report.steps = len(steps.records)
@@ -196,7 +202,7 @@ def _check_surroundings(manifest: Manifest, report: Report) -> Corpus | None:
 def _check_restores(folder: Path, trainer: Trainer, entry: Entry, report: Report) -> None:
     try:
         restore(trainer, read_arrays(folder, entry))
-    except DamagedError as error:
+    except BROKEN as error:
         if not any(entry.file in problem for problem in report.problems):
             report.problems.append(f"{entry.file}: {error}")
 

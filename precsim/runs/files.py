@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,10 @@ class RunError(ValueError):
 
 class DamagedError(RunError):
     """A file is not what was written; nothing of it was used."""
+
+
+class UnreadableError(RunError):
+    """A file or a folder is there and cannot be read; it may be whole, so it counts as no damage."""
 
 
 class DiskFullError(RunError):
@@ -109,20 +114,33 @@ def sync_folder(path: Path) -> None:
 def read_file(path: Path, limit: int) -> bytes:
     """Return a file's content.
 
-    Raises `DamagedError` if it is missing, no regular file, unreadable, or longer than `limit`.
+    Raises `DamagedError` if it is missing, no regular file, or longer than `limit`, and
+    `UnreadableError` if it is there and the system does not let it be read.
     """
     where = f"{path.parent.name}/{path.name}"
-    try:
-        if not path.is_file():
-            msg = f"{where} is {'not a regular file' if path.exists() else 'missing'}"
+    with readable(path):
+        try:
+            found = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            msg = f"{where} is missing"
+            raise DamagedError(msg) from None
+        if not stat.S_ISREG(found.st_mode):
+            msg = f"{where} is not a regular file"
             raise DamagedError(msg)
-        if (size := path.stat().st_size) > limit:
-            msg = f"{where} has {size} bytes: expected at most {limit}"
+        if found.st_size > limit:
+            msg = f"{where} has {found.st_size} bytes: expected at most {limit}"
             raise DamagedError(msg)
         return path.read_bytes()
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn the system's errors in reading into one sentence."""
+    try:
+        yield
     except OSError as error:
-        msg = f"{where} cannot be read: {error.strerror}"
-        raise DamagedError(msg) from None
+        msg = f"{path.parent.name}/{path.name} cannot be read: {error.strerror}"
+        raise UnreadableError(msg) from error
 
 
 def _write(file: int, data: bytes) -> None:

@@ -17,7 +17,7 @@ from precsim.observe.counters import OpCounts
 from precsim.observe.trace import Level
 from precsim.runs.columns import OpTable
 from precsim.runs.config import TrainConfig
-from precsim.runs.files import DamagedError, RunError
+from precsim.runs.files import DamagedError, RunError, readable
 from precsim.runs.lines import decode_line
 from precsim.runs.lock import NAME as LOCK
 from precsim.runs.lock import is_held
@@ -117,7 +117,7 @@ class Follower:
             self.restarts += 1
             self.records, self._offset = [], 0
         self._steps_file = found[0]
-        with path.open("rb") as file:
+        with readable(path), path.open("rb") as file:
             file.seek(self._offset)
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]

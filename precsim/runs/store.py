@@ -31,6 +31,7 @@ from precsim.runs.files import (
     RunError,
     make_folder,
     read_file,
+    readable,
     remove,
     write_file,
 )
@@ -192,26 +193,33 @@ def rewind(folder: Path, step: int, lines: int) -> None:
     """Make a directory what it was when the checkpoint of `step` had been written.
 
     `lines` of steps.jsonl stay.  Entries about later steps go, and with them the files, as do files
-    that are damaged or that no line speaks of.
+    that are damaged or that no line speaks of.  Raises `UnreadableError`, and leaves all as it is,
+    where something cannot be read: it may be whole.
     """
+    index = read_index(folder)
+    kept = [e for e in index.entries.values() if e.last < step and is_intact(folder, e)]
+    leftover = unlisted(folder, {entry.file for entry in kept})
     steps = read_file(folder / STEPS, LONGEST_FILE) if (folder / STEPS).exists() else b""
     kept_lines = b"".join(line + b"\n" for line in steps.split(b"\n")[:lines])
     if kept_lines != steps:
         write_file(folder / STEPS, kept_lines)
-    index = read_index(folder)
-    kept = [e for e in index.entries.values() if e.last < step and is_intact(folder, e)]
     data = b"".join(encode_line(e.to_dict()) for e in kept)
     if data != (read_file(folder / INDEX, LONGEST_FILE) if (folder / INDEX).exists() else b""):
         write_file(folder / INDEX, data)
-    for file in unlisted(folder, {entry.file for entry in kept}):
+    for file in leftover:
         remove(folder / file)
 
 
 def unlisted(folder: Path, listed: set[str]) -> list[str]:
-    """Return the files that no line of the index speaks of, half-written ones included."""
-    found = [
-        path for name in FOLDERS if (folder / name).is_dir() for path in (folder / name).iterdir()
-    ]
+    """Return the files that no line of the index speaks of, half-written ones included.
+
+    Raises `UnreadableError` for a folder that cannot be listed.
+    """
+    found: list[Path] = []
+    for name in FOLDERS:
+        if (folder / name).is_dir():
+            with readable(folder / name):
+                found += (folder / name).iterdir()
     found += [path for path in folder.iterdir() if path.name.endswith(TEMPORARY)]
     names = [path.relative_to(folder).as_posix() for path in found]
     return sorted(name for name in names if name not in listed)
@@ -235,8 +243,9 @@ def require_run(folder: Path) -> None:
     if not folder.is_dir():
         msg = f"no directory {str(folder)!r}: expected one that `precsim train -o DIR` wrote"
         raise RunError(msg)
-    if (folder / MANIFEST).exists():
-        return
+    with readable(folder):
+        if (folder / MANIFEST).exists():
+            return
     msg = f"{str(folder)!r} is no run: it has no {MANIFEST}; `precsim train -o DIR` writes one"
     if (folder / SWEEP).exists():
         first = min((path.parent.name for path in folder.glob(f"*/{MANIFEST}")), default="")

@@ -126,13 +126,15 @@ def _ink(precision: str) -> str:
     return ink(precision) if precision else ""
 
 
-def blame_sentences(found: Blame, of: str = "gradient") -> list[str]:
-    """Return the total error, and how far the shares can be trusted."""
+def blame_sentences(found: Blame, of: str = "gradient", *, sites: int) -> list[str]:
+    """Return the total error, and how far the shares can be trusted; `sites`: all that there are."""
     lines = [f"the {of}'s error is {found.total:.3g} = {found.total / found.u:.3g} u"]
     if found.accounted and found.total < float("inf"):
         adds_up = 0.8 <= found.accounted <= 1.25
-        trust = "errors add up" if adds_up else "errors interact, so read 'removes'"
-        lines.append(f"alone^2 adds up to {found.accounted:.0%} of total^2: {trust}")
+        trust = ": errors add up" if adds_up else ": errors interact, so read 'removes'"
+        if (asked := len(found.shares)) < sites:  # what is left out is no interaction
+            trust = f", for {asked} of {sites} sites (share: among these)"
+        lines.append(f"alone^2 adds up to {found.accounted:.0%} of total^2{trust}")
     key = "alone: error with only this site low; without: with only this site in fp64"
     return [*lines, key]
 

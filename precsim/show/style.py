@@ -99,6 +99,7 @@ def share(part: float) -> str:
     """Return a share in percent; one that is not zero never reads 0%, nor an incomplete one 100%."""
     if 0 < part < 0.001:
         return "<0.1%"
+    part = 1.0 if 1 - 1e-9 < part < 1 else part  # a sum of parts may fall short by its rounding
     if part < 0.1:
         return f"{part:.1%}" if part else "0%"
     return f"{min(part, 0.999):.1%}" if 0.995 <= part < 1 else f"{part:.0%}"

@@ -92,7 +92,9 @@ def check(folder: Folder, as_json: Json = False) -> None:
             print_line(line)
     if not report.ok:
         n, remedy = len(report.problems), "it cannot be resumed: train it again"
-        if report.resumes_at is not None:
+        if report.unreadable:
+            remedy = "let the files be read by whoever runs this, and look again"
+        elif report.resumes_at is not None:
             remedy = f"`precsim resume {folder}` uses what is intact and computes the rest again"
         fail(f"{n} problem{'s' * (n > 1)} in {folder}: {remedy}", 1)
 

@@ -284,8 +284,10 @@ def test_what_cannot_be_read_is_told_and_nothing_is_thrown_away(place, run, monk
         forbid(patch, place)
         told = f"{place.parent.name}/{place.name} cannot be read: Permission denied"
         assert told in check(run).problems
+        assert check(run).unreadable
         with pytest.raises(RunError, match=re.escape(told)):
             ps.resume(run)
     assert content() == before
+    assert not check(run).unreadable
     ps.resume(run)
     assert everything(run) == everything_of_whole()

@@ -45,7 +45,7 @@ class Report:
     `problems`: a sentence for each file that is not what was written.  `notes`: what a crash or a
     running writer leaves, and what can make a resumed run differ.  `steps`: how many are recorded.
     `resumes_at`: the step from which `resume` goes on (None: it cannot).  `finished`: there is
-    nothing left to do.
+    nothing left to do.  `unreadable`: a problem is only that something must not be read here.
     """
 
     path: str
@@ -55,6 +55,12 @@ class Report:
     steps: int = 0
     resumes_at: int | None = None
     finished: bool = False
+    unreadable: bool = False
+
+    def add(self, error: RunError) -> None:
+        """Take in what is wrong with a file."""
+        self.problems.append(str(error))
+        self.unreadable |= isinstance(error, UnreadableError)
 
     @property
     def ok(self) -> bool:
@@ -78,7 +84,7 @@ def check(folder: Path) -> Report:
     try:
         manifest = read_manifest(folder)
     except BROKEN as error:
-        report.problems.append(str(error))
+        report.add(error)
         return report
     _check_steps(folder, manifest, index, report, interrupted=interrupted)
     corpus = _check_surroundings(manifest, report)
@@ -109,7 +115,7 @@ def _check_index(folder: Path, report: Report, *, interrupted: bool) -> Index:
     try:
         index = read_index(folder)
     except BROKEN as error:
-        report.problems.append(str(error))
+        report.add(error)
         return Index({})
     report.problems += index.damage
     report.files += 1
@@ -121,12 +127,12 @@ def _check_index(folder: Path, report: Report, *, interrupted: bool) -> Index:
         try:
             _check_file(folder, entry)
         except BROKEN as error:
-            report.problems.append(str(error))
+            report.add(error)
     try:
         for file in unlisted(folder, set(index.entries)):
             open_ended.append(f"{file} is not in {INDEX}")
     except UnreadableError as error:
-        report.problems.append(str(error))
+        report.add(error)
     return index
 
 
@@ -155,7 +161,7 @@ def _check_steps(
     try:
         steps = read_steps(folder, manifest.start)
     except BROKEN as error:
-        report.problems.append(str(error))
+        report.add(error)
         return
     report.steps = len(steps.records)
     if steps.damage:

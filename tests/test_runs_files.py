@@ -8,6 +8,7 @@ import sys
 import zipfile
 import zlib
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,6 +221,20 @@ def test_what_cannot_be_read_says_why(tmp_path):
         read_file(tmp_path, 10)
     with pytest.raises(DamagedError, match="has 10 bytes: expected at most 9"):
         read_file(tmp_path / "long", 9)
+
+
+def test_a_file_that_goes_while_it_is_read_is_missing(tmp_path, monkeypatch):
+    """As a writer thins a trace: the reader then looks at the index again."""
+    place = tmp_path / "chunk"
+    place.write_bytes(b"x")
+
+    def read_bytes(path, read=Path.read_bytes):
+        path.unlink()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(DamagedError, match="chunk is missing"):
+        read_file(place, 10)
 
 
 def test_one_writer_at_a_time(tmp_path):

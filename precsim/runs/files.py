@@ -121,16 +121,16 @@ def read_file(path: Path, limit: int) -> bytes:
     with readable(path):
         try:
             found = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
+            if not stat.S_ISREG(found.st_mode):
+                msg = f"{where} is not a regular file"
+                raise DamagedError(msg)
+            if found.st_size > limit:
+                msg = f"{where} has {found.st_size} bytes: expected at most {limit}"
+                raise DamagedError(msg)
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):  # also: gone since its size was asked for
             msg = f"{where} is missing"
             raise DamagedError(msg) from None
-        if not stat.S_ISREG(found.st_mode):
-            msg = f"{where} is not a regular file"
-            raise DamagedError(msg)
-        if found.st_size > limit:
-            msg = f"{where} has {found.st_size} bytes: expected at most {limit}"
-            raise DamagedError(msg)
-        return path.read_bytes()
 
 
 @contextmanager

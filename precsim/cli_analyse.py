@@ -16,7 +16,7 @@ import typer
 from precsim.analyse import ask
 from precsim.analyse import blame as blaming
 from precsim.analyse import diff as diffing
-from precsim.analyse.health import Health, complaint
+from precsim.analyse.health import Health
 from precsim.analyse.recorded import Op, ops_of, walk
 from precsim.analyse.scales import outlooks
 from precsim.cli_shared import (
@@ -66,7 +66,8 @@ def show(
     step: Step,
     op: Glob = None,
     sort: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Largest first: flushed, err_u, amax, n ..")
+        str | None,
+        typer.Option(metavar="COLUMN", help="Largest first: flushed, lost, err_u, amax .."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -94,7 +95,7 @@ def show(
 def _worst(ops: list[Op]) -> list[Op]:
     """Return the ops that are worst off; before them the first in trouble, which all follow from."""
     worst = sorted(ops, key=_badness, reverse=True)[:WORST]
-    first = next((one for one in ops if complaint(one.counts)), worst[0])
+    first = next((one for one in ops if one.complaint), worst[0])
     return [first, *(one for one in worst if one is not first)][:WORST]
 
 
@@ -115,21 +116,23 @@ def _count(shown: list[Op], ops: list[Op]) -> str:
 def _value(one: Op, column: str) -> float:
     """Return what to sort by: a kind of result, err_u, or a number of `OpCounts`."""
     places: tuple[Any, ...] = (Health.of(one.counts), one, one.counts)
-    found = [getattr(place, column, None) for place in places]
+    name = "swamped_share" if column == "lost" else column
+    found = [getattr(place, name, None) for place in places]
     numbers = [value for value in found if isinstance(value, int | float)]
     if not numbers:
-        known = "zero, flushed, subnormal, normal, overflow, nan, err_u, n, amax, amin, rms"
+        known = "zero, flushed, subnormal, normal, overflow, nan, lost, err_u, n, amax, amin, rms"
         fail(f"no column {column!r} to sort by: expected one of {known}", 2)
     return float(numbers[0])
 
 
 def _badness(one: Op) -> tuple[float, ...]:
     row, health = one.counts, Health.of(one.counts)
-    return (health.nan, health.overflow, round(row.flushed_share, 2), one.err_u)
+    lost = 0.0 if one.by_chance else max(row.flushed_share, row.swamped_share)
+    return (health.nan, health.overflow, round(lost, 2), one.err_u)
 
 
 def _facts(one: Op) -> dict[str, Any]:
-    facts = one.counts.to_dict() | {"err_u": one.err_u, "complaint": complaint(one.counts)}
+    facts = one.counts.to_dict() | {"err_u": one.err_u, "complaint": one.complaint}
     return facts | {"health": asdict(Health.of(one.counts))}
 
 
@@ -145,8 +148,8 @@ def _total(ops: Iterable[Op]) -> OpCounts:
 def _report(ops: Iterable[Op]) -> None:
     """Exit with 1 where an op is in trouble, naming the first."""
     for one in ops:
-        if what := complaint(one.counts):
-            fail(f"first op in trouble: {one.counts.path}: {what}", 1)
+        if one.complaint:
+            fail(f"first op in trouble: {one.counts.path}: {one.complaint}", 1)
 
 
 def diff(
@@ -360,7 +363,7 @@ def step(
     else:
         out, _ = consoles()
         out.print(steps.walk(ops, out.width))
-        if stop and complaint(ops[-1].counts):
+        if stop and ops[-1].complaint:
             out.print()
             out.print(steps.strip(ops[-1].counts, out.width))
     _report(ops)

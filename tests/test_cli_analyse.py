@@ -50,6 +50,35 @@ def test_show_has_the_first_op_in_trouble_on_top_of_those_that_follow_from_it(na
     assert err.startswith(f"precsim: first op in trouble: {first}: ")
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "stochastic_a8"])
+def test_show_tells_of_updates_that_bf16_swamps_unless_chance_brings_them_back(
+    narrow, tmp_path, rounding
+):
+    """An update of 1e-5 is far below half a step of a gain of 1, 2^-9: all of them are lost."""
+    policy = str(ps.Policy.uniform("bf16", weights=f"bf16:{rounding}"))
+    ps.train(CONFIG.change(policy=policy, lr=1e-5), out=tmp_path / "run")
+    code, out, err = narrow("show", tmp_path / "run", "--step", 1, "--sort", "lost")
+    lost = re.findall(r"^(weights/\S*ln\S*weight/apply_update) .* (\d+%)", out, re.MULTILINE)
+    if rounding == "nearest":
+        assert code == 1
+        assert re.search(r"weights/\S+/apply_update: \d+% of the updates lost", err)
+        assert {share for _, share in lost} == {"100%"}
+    else:
+        assert (code, err) == (0, "")
+    assert ("apply_update" in str(ps.open(tmp_path / "run").trouble)) is (rounding == "nearest")
+    code, _, err = narrow("diff", tmp_path / "run", "--step", 1)
+    assert ("updates lost" in err) is (rounding == "nearest")
+
+
+def test_a_long_name_goes_on_in_another_line_behind_a_slash_or_a_dot(runs, narrow):
+    words = ("show", runs / "good", "--step", 1, "--op", "weight_gradients/blocks.0.ln1*")
+    _, out, _ = narrow(*words, columns=60)
+    found = re.findall(r"^(weight_gradients/\S*) .*\n  (\S+)", out, re.MULTILINE)
+    names = {"".join(parts) for parts in found}
+    assert "weight_gradients/blocks.0.ln1/layer_norm_weight_grad" in names
+    assert all(first[-1] in "/." for first, _ in found)
+
+
 def test_show_draws_the_exponents_of_a_single_op_over_the_formats_range(runs, narrow):
     code, out, _ = narrow("show", runs / "bad", "--step", 1, "--op", GUILTY)
     assert code == 1

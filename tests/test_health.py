@@ -30,7 +30,21 @@ def test_no_result_is_of_no_kind():
         ({"n": 8, "flushed": 8, "overflowed": 1}, "1 of 8 overflowed"),
         ({"n": 8, "overflowed": 3, "nonfinite_in": 2}, "2 of 8 not finite"),
         ({"n": 8, "saturated": 8}, ""),  # which is a rule, and not an accident
+        ({"n": 8, "updates": 4, "swamped": 2}, ""),
+        ({"n": 8, "updates": 4, "swamped": 3}, "75% of the updates lost"),
     ],
 )
 def test_what_is_wrong_with_an_op(counts, said):
     assert complaint(OpCounts(**counts)) == said
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({"flushed": 8}, ""),
+        ({"updates": 8, "swamped": 8}, ""),
+        ({"flushed": 7, "overflowed": 1}, "1 of 8 overflowed"),
+    ],
+)
+def test_what_chance_brings_back_is_not_wrong(counts, said):
+    assert complaint(OpCounts(n=8, **counts), by_chance=True) == said

@@ -60,6 +60,13 @@ def test_the_page_has_the_numbers_of_the_run(run):
     assert "finished" in text
 
 
+def test_updates_that_bf16_swamps_are_among_what_is_lost(tmp_path):
+    """Half a step of a gain of 1 is 2^-9, and an update of it is 1e-5."""
+    run = ps.train(tiny(policy="bf16", lr=1e-5, observe="counts"), out=tmp_path / "run")
+    for width in (80, 100):
+        assert re.search(r"weights/\S*ln\S*.weight/apply_update .* 100%", shown(run, width))
+
+
 @pytest.mark.parametrize("size", [(100, 40), (80, 24), (60, 12), (40, 10)])
 def test_the_page_fits(run, size):
     width, height = size

@@ -28,7 +28,6 @@ from precsim.analyse.moment import REFERENCE, Moment, finest_unit, typical_error
 from precsim.engine.dispatch import Event
 from precsim.engine.policy import Policy
 from precsim.engine.rule import PHASES
-from precsim.formats.modes import Rounding
 from precsim.formats.registry import element_of
 from precsim.observe.counters import OpCounts, count
 from precsim.observe.shadow import reference
@@ -245,7 +244,7 @@ def _verdict_on_update(event: Event, swamped: float, overflowed: int) -> Verdict
     """
     if overflowed:
         return Verdict.GENERATED
-    by_chance = event.precision.rounding is Rounding.STOCHASTIC
+    by_chance = event.precision.by_chance
     return Verdict.LOST if swamped > LOST_LIMIT and not by_chance else Verdict.OK
 
 

@@ -36,14 +36,18 @@ class Health:
         return cls(zero, flushed, subnormal, normal, overflow, nan)
 
 
-def complaint(row: OpCounts) -> str:
+def complaint(row: OpCounts, *, by_chance: bool = False) -> str:
     """Return what is wrong with an op's results: "" for nothing.
 
     That is a result that is no finite number, before rounding or because of it, and more than half
-    of the nonzero results flushed.
+    of the nonzero results flushed, or of the updates lost.  What rounding loses `by_chance` comes
+    back on average, and is not wrong.
     """
     if row.nonfinite_in:
         return f"{row.nonfinite_in} of {row.n} not finite"
     if row.overflowed:
         return f"{row.overflowed} of {row.n} overflowed"
-    return f"{row.flushed_share:.0%} flushed to zero" if row.flushed_share > 0.5 else ""
+    if row.flushed_share > 0.5 and not by_chance:
+        return f"{row.flushed_share:.0%} flushed to zero"
+    lost = row.swamped_share > 0.5 and not by_chance
+    return f"{row.swamped_share:.0%} of the updates lost" if lost else ""

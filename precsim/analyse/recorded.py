@@ -12,6 +12,7 @@ from precsim.analyse.health import complaint
 from precsim.analyse.moment import Moment, moment_before
 from precsim.engine.context import using
 from precsim.engine.dispatch import Event
+from precsim.engine.policy import Policy
 from precsim.observe.counters import OpCounts, count
 from precsim.observe.shadow import local_error
 from precsim.observe.trace import Level
@@ -28,10 +29,19 @@ _PLAIN = tuple(f.name for f in fields(OpCounts) if f.name != "histogram")
 
 @dataclass(frozen=True)
 class Op:
-    """One op of a step: its counts, histogram included, and its local error in units of u."""
+    """One op of a step: its counts, histogram included, and its local error in units of u.
+
+    `by_chance`: its results are rounded stochastically.
+    """
 
     counts: OpCounts
     err_u: float
+    by_chance: bool = False
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong with its results (`precsim.analyse.health.complaint`)."""
+        return complaint(self.counts, by_chance=self.by_chance)
 
 
 def ops_of(run: StoredRun, step: int) -> list[Op]:
@@ -43,15 +53,16 @@ def ops_of(run: StoredRun, step: int) -> list[Op]:
     table = recorded_ops(run.path, step)
     if not (len(table) and Level.parse(run.config.observe).includes("hist")):
         table = run.replay(step, observe="shadow", verify=False).ops
-    return list(_ops(table))
+    return list(_ops(table, run.policy_at(step)))
 
 
-def _ops(table: OpTable) -> Iterator[Op]:
+def _ops(table: OpTable, policy: Policy) -> Iterator[Op]:
     for row, histogram in zip(table.rows(), table["histogram"], strict=True):
         counts = OpCounts(**{name: row[name] for name in _PLAIN}, histogram=histogram)
         measured = row["err_rel"]
         error = counts.relative_error if np.isnan(measured) else measured
-        yield Op(counts, error / counts.u if counts.u else 0.0)
+        by_chance = getattr(policy, counts.role).by_chance
+        yield Op(counts, error / counts.u if counts.u else 0.0, by_chance)
 
 
 def moment_at(run: StoredRun, step: int) -> Moment:
@@ -70,7 +81,8 @@ def moment_at(run: StoredRun, step: int) -> Moment:
 def seen(event: Event) -> Op:
     """Return what an observer sees of an op that has just run."""
     row = count(event)
-    return Op(row, local_error(event) / row.u if row.u else 0.0)
+    error = local_error(event) / row.u if row.u else 0.0
+    return Op(row, error, event.precision.by_chance)
 
 
 class _Stopped(Exception):
@@ -86,7 +98,7 @@ def walk(config: TrainConfig, corpus: Corpus, *, stop: bool = False) -> list[Op]
 
     def note(event: Event) -> None:
         ops.append(seen(event))
-        if stop and complaint(ops[-1].counts):
+        if stop and ops[-1].complaint:
             raise _Stopped
 
     with surroundings(config):

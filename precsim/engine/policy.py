@@ -20,7 +20,7 @@ import numpy as np
 from precsim.engine.delayed import Delayed
 from precsim.engine.precision import FOLLOWING, Accumulator, Precision
 from precsim.engine.rule import PHASES, Origin, Rule, Saved, present, read_fields
-from precsim.formats.modes import Overflow, stochastic
+from precsim.formats.modes import Overflow
 from precsim.formats.registry import AnyFormat, element_of, format
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Decision:
     @cached_property
     def draws(self) -> bool:
         """Whether rounding the output needs random words."""
-        return stochastic(self.output.rounding) is not None
+        return self.output.by_chance
 
     @cached_property
     def overflow(self) -> Overflow:

@@ -16,6 +16,7 @@ from precsim.formats.modes import (
     Rounding,
     is_rounding,
     rounding_mode,
+    stochastic,
 )
 from precsim.formats.registry import AnyFormat, element_of, format, is_scale_word
 from precsim.formats.scaled import Scaled
@@ -91,6 +92,11 @@ class Precision:
     def resolve(self, formats: tuple[AnyFormat | None, ...]) -> AnyFormat:
         """Return the format meant, given those of the operands."""
         return widest(formats) if self.format == "widest" else format(self.format)
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether rounding draws random numbers, so that what it loses comes back on average."""
+        return stochastic(self.rounding) is not None
 
     def for_operand(self, position: int) -> Precision | None:
         """Return what this means for an operand of a matmul: left 0, right 1, bias 2.

@@ -29,7 +29,7 @@ from precsim.runs.files import RunError
 from precsim.runs.lines import dump
 from precsim.runs.results import StepRecord
 from precsim.show.drift_table import sentences
-from precsim.show.html import COLOURS, HEADINGS, cells, key, trouble
+from precsim.show.html import COLOURS, HEADINGS, cells, key
 from precsim.show.ranges import format_range
 from precsim.show.style import BLACK, share
 from precsim.show.terminal import brief
@@ -190,7 +190,7 @@ def _static_ops(run: Collected) -> dict[str, Any] | None:
 
 def _badness(op: Op) -> tuple[float, ...]:
     row = op.counts
-    return (bool(trouble(row)), max(row.flushed_share, row.swamped_share), op.err_u)
+    return (bool(op.complaint), max(row.flushed_share, row.swamped_share), op.err_u)
 
 
 def _op(place: list[Any], columns: dict[str, Any], row: int) -> Op:

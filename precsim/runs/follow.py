@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from time import sleep
 
+from precsim.engine.policy import Policy
 from precsim.observe.counters import OpCounts
 from precsim.observe.trace import Level
 from precsim.runs.columns import OpTable
@@ -155,19 +156,31 @@ class Follower:
         return State.KILLED if held else State.INTERRUPTED
 
     def worst(self, k: int) -> list[OpCounts]:
-        """Return the k ops of the newest recorded step that lose most: overflow, then flushed."""
+        """Return the k ops of the newest recorded step that lose most.
+
+        Overflow goes first, then what is flushed, or of the updates lost.
+        """
         if self.ops is None:
             return []
         rows = [
             OpCounts(
-                **{n: row[n] for n in ("path", "step", "call", "format", "u", "n", "zeros",
+                **{n: row[n] for n in ("path", "role", "step", "call", "format", "u", "n", "zeros",
                                        "flushed", "subnormal", "overflowed", "saturated",
-                                       "nonfinite_in", "square", "error")}
+                                       "nonfinite_in", "updates", "swamped", "square", "error")}
             )
             for row in self.ops[1].rows()
         ]  # fmt: skip
-        lost = [r for r in rows if r.overflowed or r.nonfinite_in or r.flushed]
-        return sorted(lost, key=lambda r: (-r.overflowed - r.nonfinite_in, -r.flushed_share))[:k]
+        return sorted((r for r in rows if any(_losses(r))), key=_losses, reverse=True)[:k]
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force after the last step."""
+        changes = [record.change for record in self.records if record.change]
+        return Policy.parse(changes[-1] if changes else self.config.policy)
+
+
+def _losses(row: OpCounts) -> tuple[float, float]:
+    return row.overflowed + row.nonfinite_in, max(row.flushed_share, row.swamped_share)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

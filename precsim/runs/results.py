@@ -14,7 +14,6 @@ import numpy as np
 
 from precsim.engine.context import using
 from precsim.engine.policy import Policy
-from precsim.formats.modes import Rounding
 from precsim.nn.gpt import GPT
 from precsim.observe.counters import OpCounts
 from precsim.runs.config import TrainConfig
@@ -193,6 +192,11 @@ class Run:
         changes = self.changes
         return changes[-1].after if changes else Policy.parse(self.config.policy)
 
+    def policy_at(self, step: int) -> Policy:
+        """Return the policy that was in force in a step."""
+        before = [change.after for change in self.changes if change.step <= step]
+        return before[-1] if before else Policy.parse(self.config.policy)
+
     def final_loss(self, last: int = 20) -> float:
         """Return the mean training loss of the last steps; NaN once the weights are destroyed."""
         if not self.records or self.died_at is not None:
@@ -245,7 +249,7 @@ def first_trouble(rows: list[OpCounts], policy: Policy, *, skipped: bool = False
                 return Trouble(row.step, row.path, f"{row.overflowed} of {row.n} overflowed")
             if row.nonfinite_in:
                 return Trouble(row.step, row.path, f"{row.nonfinite_in} of {row.n} not finite")
-        by_chance = getattr(policy, row.role).rounding is Rounding.STOCHASTIC
+        by_chance = getattr(policy, row.role).by_chance
         if not by_chance and row.n >= sizes[row.role] / 100 and (what := _loss_of_most(row)):
             return Trouble(row.step, row.path, what)
     return None

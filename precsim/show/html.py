@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from html import escape
 
-from precsim.analyse.health import KINDS, Health, complaint
+from precsim.analyse.health import KINDS, Health
 from precsim.analyse.recorded import Op
-from precsim.observe.counters import OpCounts
 from precsim.show.style import rough, share
 
 COLOURS = dict(
@@ -80,7 +79,7 @@ def cells(op: Op) -> list[str]:
     """Return an op's row under `HEADINGS` as HTML."""
     row, health = op.counts, Health.of(op.counts)
     name = escape(row.path + (f" #{row.call}" if row.call else ""))
-    what = trouble(row)
+    what = op.complaint
     return [
         f'<strong title="{escape(what, quote=True)}">{name}</strong>' if what else name,
         escape(row.format),
@@ -91,12 +90,6 @@ def cells(op: Op) -> list[str]:
         share(row.swamped_share) if row.updates else "",
         rough(op.err_u) if row.u else "",
     ]
-
-
-def trouble(row: OpCounts) -> str:
-    """Return what is wrong with an op, updates that most of them are lost included; "" for nothing."""
-    lost = f"{share(row.swamped_share)} of the updates lost" if row.swamped_share > 0.5 else ""
-    return complaint(row) or lost
 
 
 def _side(column: int) -> str:

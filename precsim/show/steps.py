@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from precsim.analyse.health import KINDS, Health, complaint
+from precsim.analyse.health import KINDS, Health
 from precsim.analyse.recorded import Op
 from precsim.formats.format import Format
 from precsim.formats.registry import format as resolve
@@ -31,7 +31,7 @@ STYLES = {"zero": "dim", "flushed": "yellow", "subnormal": "cyan", "normal": "gr
 KEY = "0 zero  _ flushed  - subnormal  = normal  ^ overflow  N NaN or infinite"
 
 TERMS = (
-    "flushed: of the results that were not zero; the other shares: of all\n"
+    "flushed, updates lost: of those that were not zero; the other shares: of all\n"
     "NaN or infinite: before rounding, made by the op or fed to it\n"
     "error: of the op's own rounding; u: the largest that a normal number meets"
 )
@@ -46,6 +46,7 @@ OP_COLUMNS = (
     Column("sub-\nnormal", 5),
     Column("over-\nflow", 3),
     Column("NaN", 4),
+    Column("updates\nlost", optional=True),
     Column("error\nin u", 2),
 )
 
@@ -65,10 +66,9 @@ def chip(health: Health) -> Text:
 def op_cells(op: Op) -> Cells:
     """Return an op's row under `OP_COLUMNS`."""
     row, health = op.counts, Health.of(op.counts)
-    bad = bool(complaint(row))
     name = row.path + (f" #{row.call}" if row.call else "")
     return [
-        Text(name, style="bold" if bad else ""),
+        Text(name, style="bold" if op.complaint else ""),
         Text(row.format, style=ink(row.format) if row.format else ""),
         f"{row.n:,}",
         chip(health),
@@ -77,6 +77,7 @@ def op_cells(op: Op) -> Cells:
         share(health.subnormal),
         share(health.overflow),
         share(health.nan),
+        share(row.swamped_share) if row.updates else "",
         rough(op.err_u) if row.u else "",
     ]
 
@@ -84,9 +85,7 @@ def op_cells(op: Op) -> Cells:
 def ops_table(ops: Iterable[Op], width: int) -> RenderableType:
     """Return the table of ops and the key to their chips."""
     drawn = table(OP_COLUMNS, map(op_cells, ops), width)
-    key = Text(f"{KEY}\n{TERMS}",
-               style="dim")  # fmt: skip
-    return Group(drawn, Text(), key)
+    return Group(drawn, Text(), Text(f"{KEY}\n{TERMS}", style="dim"))
 
 
 def walk(ops: Sequence[Op], width: int) -> RenderableType:

@@ -62,26 +62,35 @@ class Column:
     """A column of a table: it is left out first where `rank` is highest; 0 always stays.
 
     `folds`: long cells may be broken into several lines of `FOLDED` characters or more.
+    `optional`: there is none where no row has anything in it.
     """
 
     heading: str
     rank: int = 0
     justify: Justify = "right"
     folds: bool = False
+    optional: bool = False
 
 
 FOLDED = 24
+INDENT = "  "
 
 
 def table(columns: Sequence[Column], rows: Iterable[Cells], width: int) -> Table:
     """Return a table of the columns that fit into `width`."""
     cells = [[Text(c) if isinstance(c, str) else c for c in row] for row in rows]
-    shown = list(range(len(columns)))
+    shown = [i for i, column in enumerate(columns)
+             if not column.optional or any(row[i] for row in cells)]  # fmt: skip
     while sum(_room(columns[i], [row[i] for row in cells]) + 2 for i in shown) - 2 > width:
         last = max(shown, key=lambda i: columns[i].rank)
         if columns[last].rank == 0:
-            break  # the least that says something; rich folds it
+            break  # the least that says something
         shown.remove(last)
+    names = [row[shown[0]] for row in cells]
+    others = sum(_room(columns[i], [row[i] for row in cells]) + 2 for i in shown[1:])
+    if _room(columns[shown[0]], names) + others > width:
+        for row in cells:
+            row[shown[0]] = _in_pieces(row[shown[0]], max(FOLDED, width - others))
     drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for i in shown:
         column = columns[i]
@@ -90,6 +99,16 @@ def table(columns: Sequence[Column], rows: Iterable[Cells], width: int) -> Table
     for row in cells:
         drawn.add_row(*(row[i] for i in shown))
     return drawn
+
+
+def _in_pieces(name: Text, room: int) -> Text:
+    """Return a long name in lines of at most `room` letters, each but the last up to a / or a dot."""
+    pieces, rest = [], name.plain
+    while len(rest) > room:
+        cut = max(rest.rfind(mark, len(INDENT), room) for mark in "/. ") + 1 or room
+        pieces.append(rest[:cut])
+        rest = INDENT + rest[cut:]
+    return Text("\n".join([*pieces, rest]), style=name.style)
 
 
 def left_out(drawn: Table, columns: Iterable[Column]) -> str:

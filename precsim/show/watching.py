@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from precsim.analyse.health import Health, complaint
+from precsim.engine.policy import Policy
 from precsim.observe.counters import OpCounts
 from precsim.runs.follow import Follower, State
 from precsim.runs.results import StepRecord
@@ -80,7 +81,8 @@ def page(run: Follower, speed: Speed, title: str, fmt: str, console: Console) ->
     worst = run.worst(WORST if not low else 2)
     if worst and run.ops:
         parts += [Text(), Text(f"ops that lose most, at step {run.ops[0]}", style="bold")]
-        parts.append(table(OP_COLUMNS, map(_cells, worst), width))
+        policy = run.policy
+        parts.append(table(OP_COLUMNS, [_cells(row, policy) for row in worst], width))
         parts.append(Text(KEY, style="dim"))
     if run.trouble:
         parts += [Text(), Text(f"first op in trouble: {run.trouble}", style="yellow")]
@@ -192,19 +194,21 @@ OP_COLUMNS = (
     Column("health", 0, "left"),
     Column("flushed"),
     Column("over-\nflow", 2),
+    Column("updates\nlost", optional=True),
     Column("", 3, "left"),
 )
 
 
-def _cells(row: OpCounts) -> Cells:
-    health = Health.of(row)
+def _cells(row: OpCounts, policy: Policy) -> Cells:
+    health, by_chance = Health.of(row), getattr(policy, row.role).by_chance
     return [
         Text(row.path + (f" #{row.call}" if row.call else "")),
         Text(row.format, style=ink(row.format)),
         chip(health),
         share(row.flushed_share),
         share(health.overflow),
-        Text(complaint(row), style="yellow"),
+        share(row.swamped_share) if row.updates else "",
+        Text(complaint(row, by_chance=by_chance), style="yellow"),
     ]
 
 

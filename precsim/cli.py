@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 import precsim
 from precsim import cli_recipes, cli_runs
 from precsim.backend import BackendError
-from precsim.cli_runs import Device, show_run
+from precsim.cli_runs import DIVERGED, Device, show_run
 from precsim.cli_shared import (
     Assignments,
     BadInput,
@@ -132,7 +132,10 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(
+    epilog="Exit codes: 0 fine, 1 a finding, 2 bad usage or input, 3 a bug or a full disk, 130 "
+    "interrupted."
+)
 def about(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -188,7 +191,7 @@ def demo(
 @app.command(
     rich_help_panel="Start here",
     epilog="How closely the run is watched: --set observe=off, counts, hist (the default), shadow or "
-    f"tensors:PATTERN.  {sentence()}",
+    f"tensors:PATTERN.  {sentence()}  {DIVERGED}",
 )
 def train(
     config_file: Annotated[
@@ -354,10 +357,13 @@ def main(args: list[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     words = sys.argv[1:] if args is None else args
-    if not words or words[0] not in QUICK:
-        _load_other_verbs()
     try:
+        if not words or words[0] not in QUICK:
+            _load_other_verbs()
         app(args, prog_name="precsim")
+    except KeyboardInterrupt:  # before a verb has begun
+        tell("interrupted")
+        sys.exit(130)
     except Exception:  # noqa: BLE001 - the last one to see it: it is told, whatever it is
         traceback.print_exc()
         tell("this is a bug in precsim; please report the lines above")

@@ -6,7 +6,7 @@ input.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,10 +55,20 @@ Glob = Annotated[
 ]
 
 
+FINDINGS = {
+    "show": "Exits with 1 where an op is in trouble, and names the first.",
+    "diff": "Exits with 1 where an op is abnormal, and names the first.",
+    "search": "Exits with 1 where no set of ops will do.",
+    "step": "Exits with 1 where an op is in trouble, and names the first.",
+}
+"""What a verb finds that other programs may want to know."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     for verb in (show, diff, blame, search, whatif, step):
-        app.command(rich_help_panel="One step, taken apart")(verb)
+        epilog = FINDINGS.get(verb.__name__)
+        app.command(rich_help_panel="One step, taken apart", epilog=epilog)(verb)
 
 
 def show(
@@ -88,6 +98,9 @@ def show(
         out.print(steps.ops_table(shown, out.width))
         if len({one.counts.path for one in shown}) == 1:
             out.print()
+            print_line(
+                f"exponents of {shown[0].counts.path}, and what {shown[0].counts.format} does to them:"
+            )
             out.print(steps.strip(_total(shown), out.width))
     _report(ops)
 
@@ -107,10 +120,10 @@ def _chosen(ops: list[Op], glob: str | None) -> list[Op]:
     return chosen
 
 
-def _count(shown: list[Op], ops: list[Op]) -> str:
+def _count(shown: Sized, ops: Sized, order: str = "the worst first ") -> str:
     if len(shown) == len(ops):
         return f"{len(ops)} op{'s' * (len(ops) > 1)}"
-    return f"{len(shown)} of {len(ops)} ops, the worst first (--op '*' shows all)"
+    return f"{len(shown)} of {len(ops)} ops, {order}(--op '*' shows all)"
 
 
 def _value(one: Op, column: str) -> float:
@@ -185,6 +198,9 @@ def diff(
     else:
         out, _ = consoles()
         shown = rows if op else _interesting(rows)
+        said = _count(shown, rows, "those most off, as they ran ")
+        print_line(f"step {step} of {folder.name} {_beside(other, against)}")
+        print_line(said)
         out.print(findings.diff_table(shown, out.width))
         out.print()
         for line in findings.diff_sentences(found, shown):
@@ -193,6 +209,12 @@ def diff(
         broken = found.first_broken()
         nan = f"; not finite from {broken.path} on" if broken not in (None, first) else ""
         fail(f"first abnormal op: {first.path}: {first.verdict}{nan}", 1)
+
+
+def _beside(other: Path | None, against: str | None) -> str:
+    """Say what a step is compared with."""
+    truth = f"under {against}" if against else "in float64"
+    return f"in the formats of {other.name} against itself" if other else f"against itself {truth}"
 
 
 def _interesting(rows: list[diffing.Row]) -> list[diffing.Row]:
@@ -244,6 +266,7 @@ def blame(
         return
     out, _ = consoles()
     of, every = "update" if update else "gradient", len(moment.sites())
+    print_line(f"step {step} of {folder.name}")
     for line in findings.blame_sentences(found, of, sites=every):
         print_line(line)
     out.print()

@@ -34,7 +34,8 @@ WORST = 6
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
-    app.command(rich_help_panel="A whole run")(drift)
+    epilog = "Exits with 1 where a step that was not skipped has values that are not finite."
+    app.command(rich_help_panel="A whole run", epilog=epilog)(drift)
 
 
 def drift(

@@ -25,9 +25,11 @@ from precsim.cli_shared import (
     fail,
     print_line,
     reading_input,
+    tell,
 )
 from precsim.engine.context import using
 from precsim.observe.costs import sentence
+from precsim.observe.counters import OpCounts
 from precsim.observe.trace import unmatched
 from precsim.recipes import RECIPES, recipe
 from precsim.runs.check import Report
@@ -36,7 +38,7 @@ from precsim.runs.columns import OpTable
 from precsim.runs.config import TrainConfig, parse_assignments
 from precsim.runs.lines import dump
 from precsim.runs.replay import Replay, ReplayError
-from precsim.runs.results import Run
+from precsim.runs.results import Run, StepRecord
 from precsim.runs.run import StoredRun, open_run
 from precsim.runs.summary import summarize
 from precsim.runs.train import Listener
@@ -70,16 +72,38 @@ Output = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Rec
 Force = Annotated[bool, typer.Option("--force", help="Replace the run that is there.")]
 
 
+DIVERGED = "Exits with 1 where the weights are no longer finite."
+FINDINGS = {
+    "resume": DIVERGED,
+    "check": "Exits with 1 where a file is not what was written.",
+    "replay": "Exits with 1 where a bit is not the one recorded.",
+    "fork": DIVERGED,
+}
+"""What a verb finds that other programs may want to know."""
+
+
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     for verb in (resume, check, replay, fork, export):
-        app.command(rich_help_panel="Recorded runs")(verb)
+        epilog = FINDINGS.get(verb.__name__)
+        app.command(rich_help_panel="Recorded runs", epilog=epilog)(verb)
 
 
 def resume(folder: Folder, device: Device = "cpu", as_json: Json = False) -> None:
     """Continue a recorded run, with the bits that it would have had."""
-    config = open_run(folder).config
-    show_run(lambda tell: resume_run(folder, on_step=tell), folder.name, config, as_json=as_json)
+    config, trained = open_run(folder).config, []
+
+    def start(listen: Listener) -> Run:
+        def note(record: StepRecord, rows: list[OpCounts]) -> None:
+            trained.append(record.step)
+            listen(record, rows)
+
+        run = resume_run(folder, on_step=note)
+        if not trained:
+            tell(f"{folder} is over, and has nothing left to train; this is what it came to")
+        return run
+
+    show_run(start, folder.name, config, as_json=as_json)
 
 
 def check(folder: Folder, as_json: Json = False) -> None:
@@ -107,6 +131,8 @@ def _report_lines(report: Report) -> Iterator[str]:
     state = "cannot be resumed"
     if report.resumes_at is not None:
         state = "finished" if report.finished else f"resumes at step {report.resumes_at}"
+        if report.died_at is not None:
+            state = f"over: its weights are no longer finite after step {report.died_at}"
     verdict = "intact" if report.ok else "damaged"
     yield f"{verdict:<8} {report.files} files, {report.steps} steps, {state}"
 
@@ -278,7 +304,8 @@ def show_run(
     hue = fmt or terminal.format_of(config)
     with Bars(err, {title: (title, terminal.ink(hue))}, config.steps, quiet=as_json) as bars:
         run = start(lambda record, rows: bars(title, record.step + 1, record.loss))
-    summary, sample = summarize(run), run.sample(160)
+    summary = summarize(run)
+    sample = "" if summary.diverged else run.sample(160)
     if as_json:
         changes = [{"step": one.step, "policy": str(one.after)} for one in run.changes]
         found = {"config": run.config.to_dict(), "summary": summary.to_dict(), "sample": sample}
@@ -288,7 +315,8 @@ def show_run(
         out.print()
         for one in run.changes:
             out.print(terminal.sentences([("changed", hue, str(one))]))
-        out.print(terminal.sentences([("writes", hue, terminal.printable(sample))]))
+        if sample:
+            out.print(terminal.sentences([("writes", hue, terminal.printable(sample))]))
     if summary.diverged:
         fail(f"the run diverged: its weights are no longer finite after step {run.died_at}; "
              f"{_where_to_look(run)}", 1)  # fmt: skip

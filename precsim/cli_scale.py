@@ -28,7 +28,8 @@ COLUMNS = (
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
-    app.command(rich_help_panel="A whole run")(scale)
+    epilog = "Exits with 1 where the scale collapsed."
+    app.command(rich_help_panel="A whole run", epilog=epilog)(scale)
 
 
 def scale(folder: Folder, as_json: Json = False) -> None:

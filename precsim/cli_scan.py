@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import groupby
 from math import log2
 from typing import Annotated
 
@@ -30,7 +31,8 @@ COLUMNS = (
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
-    app.command(rich_help_panel="One step, taken apart")(scan)
+    epilog = "Exits with 1 where no loss scale gives a finite gradient."
+    app.command(rich_help_panel="One step, taken apart", epilog=epilog)(scan)
 
 
 def scan(
@@ -62,23 +64,35 @@ def scan(
 
 
 def _lines(rows: list[Row], own: float) -> Iterator[Cells]:
-    """Yield a line for each row; of the scales at the end that all overflow, the first and last."""
+    """Yield a line for each row; loss scales in a row that come to the same share one.
+
+    Of the scales at the end that all overflow there are the first and the last.
+    """
     finite = [i for i, row in enumerate(rows) if row.error < float("inf") or row.scale == own]
     first = max(finite, default=-1) + 1
-    for i, row in enumerate(rows):
-        if row.format or i <= first or i == len(rows) - 1:
-            yield _cells(row, own)
-        elif i == first + 1:
-            yield ["..", "", "", "", ""]
+    shown = [row for i, row in enumerate(rows) if row.format or i <= first or i == len(rows) - 1]
+    for (*_, cells), group in groupby(
+        shown, lambda row: (row.format, row.scale == own, _cells(row))
+    ):
+        same = list(group)
+        if len(rows) > len(shown) and same == rows[-1:]:
+            yield ["..", *[""] * len(cells)]
+        yield [_name(same, own), *cells]
 
 
-def _cells(row: Row, own: float) -> Cells:
-    mark = " *" if not row.format and row.scale == own else ""
-    name = row.format or f"{power(log2(row.scale))}{mark}"
+def _name(same: list[Row], own: float) -> str:
+    if same[0].format:
+        return same[0].format
+    ends = [power(log2(row.scale)) for row in (same[0], same[-1])]
+    mark = " *" if same[0].scale == own else ""
+    return " to ".join(dict.fromkeys(ends)) + mark
+
+
+def _cells(row: Row) -> list[str]:
     if row.refused:
-        return [name, "", "", "", "impossible"]
+        return ["", "", "", "impossible"]
     error = "not finite" if row.error == float("inf") else f"{row.error:.2g}"
-    return [name, share(row.flushed), share(row.subnormal), str(row.overflowed or ""), error]
+    return [share(row.flushed), share(row.subnormal), f"{row.overflowed:,}", error]
 
 
 def _refusals(rows: list[Row]) -> list[str]:

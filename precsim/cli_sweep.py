@@ -39,7 +39,8 @@ NAMED = 3
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
-    app.command(rich_help_panel="A whole run")(sweep)
+    epilog = "Exits with 1 where a run diverged, and names the first."
+    app.command(rich_help_panel="A whole run", epilog=epilog)(sweep)
 
 
 def sweep(

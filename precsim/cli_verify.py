@@ -77,7 +77,8 @@ def verify_command(
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
-    app.command(name="verify", rich_help_panel="Formats and recipes")(verify_command)
+    epilog = "Exits with 1 where something does not agree, and names it."
+    app.command(name="verify", rich_help_panel="Formats and recipes", epilog=epilog)(verify_command)
 
 
 def _proofs(

@@ -28,7 +28,8 @@ Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Where run
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command(rich_help_panel="A whole run")(report)
-    app.command(rich_help_panel="Recorded runs")(watch)
+    epilog = "Exits with 1 where the run did not come to its end."
+    app.command(rich_help_panel="Recorded runs", epilog=epilog)(watch)
 
 
 def report(

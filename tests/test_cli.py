@@ -119,6 +119,36 @@ def test_recipes_info_version_and_help(call):
     )
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "show",
+        "diff",
+        "search",
+        "step",
+        "resume",
+        "check",
+        "replay",
+        "fork",
+        "train",
+        "drift",
+        "scale",
+        "scan",
+        "sweep",
+        "verify",
+        "watch",
+    ],
+)
+def test_a_verb_that_finds_something_says_when_it_exits_with_1(narrow, verb):
+    assert "Exits with 1 where" in narrow(verb, "--help")[1]
+
+
+def test_what_goes_into_a_pipe_has_no_spaces_at_the_ends_of_lines(call):
+    out = call("recipes")[1] + call("formats")[1] + call("num", "0.1")[1]
+    assert out.count("\n") > 60
+    assert [line for line in out.splitlines() if line.endswith(" ")] == []
+
+
 def test_train_says_what_the_run_came_to(call):
     code, out, err = call("train", "--recipe", "bf16", "--steps", "4", *SMALL)
     assert code == 0

@@ -297,6 +297,25 @@ def test_diff_says_why_a_large_error_of_the_optimizer_is_ok(narrow, tmp_path):
     assert "judged by what they lose, not by their error" in out
 
 
+def test_diff_has_no_error_where_the_truth_is_zero(runs, narrow):
+    """In e2m1 all these gradients are 0, and no error is relative to that."""
+    words = (
+        "diff",
+        runs / "good",
+        "--step",
+        1,
+        "--against",
+        "gradients=e2m1 weight_gradients=e2m1",
+    )
+    _, out, _ = narrow(*words, "--op", "gradients/*")
+    title, *lines = out.splitlines()
+    assert title == "step 1 of good against itself under gradients=e2m1 weight_gradients=e2m1"
+    rows = [line.split() for line in lines if "gradients/" in line]
+    assert sum("-" in row for row in rows) > len(rows) / 2
+    assert not any("inf" in row or "^" in row for row in rows)
+    assert re.search(r"^\d+ ops have no error in u \(-\): their reference is 0", out, re.MULTILINE)
+
+
 def test_diff_says_where_values_stop_being_finite(narrow, tmp_path):
     policy = str(ps.recipe("half").policy)
     ps.train(CONFIG.change(data="zen", policy=policy), out=tmp_path / "half")

@@ -69,6 +69,23 @@ def test_check(call, recorded):
     assert out.startswith("damaged  ckpt/000004.npz")
 
 
+def test_a_run_that_is_over_is_said_to_be(call, tmp_path, recorded):
+    code, out, err = call("resume", recorded)
+    assert (code, "first op in trouble" in out) == (0, True)
+    assert f"{recorded} is over, and has nothing left to train" in err
+    lost = call(
+        "train", *settings(), "--set", "policy=e4m3", "--set", "lr=1e9", "-o", tmp_path / "b"
+    )
+    assert lost[0] == 1
+    assert "writes" not in lost[1]  # weights that are no numbers have nothing to say
+    died = ps.open(tmp_path / "b").died_at
+    code, out, err = call("check", tmp_path / "b")
+    assert (code, err) == (0, "")
+    assert f"over: its weights are no longer finite after step {died}" in out
+    assert json.loads(call("check", tmp_path / "b", "--json")[1])["died_at"] == died
+    assert "is over" in call("resume", tmp_path / "b")[2]
+
+
 def test_check_of_a_run_that_was_killed(call, tmp_path):
     def stop(record, rows):
         if record.step == 3:

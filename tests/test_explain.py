@@ -110,6 +110,7 @@ def test_ends_of_the_range_have_one_neighbour():
     assert explain(1e6, "fp16").prob_up == 1.0
     assert (explain(0, "e8m0").lower, explain(0, "e8m0").upper) == (None, 2.0**-127)
     assert "beyond      448.0, the last value" in str(explain(460.0, "e4m3"))
+    assert "below       -448.0, the first value" in str(explain(-460.0, "e4m3"))
 
 
 def test_flushing_leaves_a_gap_between_zero_and_the_smallest_normal():

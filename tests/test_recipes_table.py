@@ -192,6 +192,14 @@ def test_precisions_are_broken_between_words(precisions, lines):
     assert shown._lines(precisions).splitlines() == lines
 
 
+def test_constants_of_loss_scales_in_the_terminal():
+    """GradScaler has no largest scale but its float's; Apex stops at 2^24."""
+    found = table.diff("torch_amp_fp16", "apex_O1")
+    text = printed(shown.differences("torch_amp_fp16", "apex_O1", found, 80))
+    assert re.search(r"loss scale +maximum +3\.4028e38 +2\^24", text)
+    assert re.search(r"loss scale +at maximum +keep +clamp", text)
+
+
 def test_differences_in_the_terminal():
     text = printed(shown.differences("half", "fp32", table.diff("half", "fp32"), 100))
     assert text.startswith("half: model.half()")

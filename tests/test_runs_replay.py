@@ -226,7 +226,7 @@ def test_a_fork_without_any_checkpoint_says_so(stored, tmp_path):
 @pytest.mark.parametrize(
     ("at", "changes", "message"),
     [
-        (3, {"width": 8}, "a fork keeps the model"),
+        (3, {"width": 8}, "a fork keeps the model, and the changes ask for width=8 "),
         (3, {"heads": 2}, "a fork keeps the model"),
         (3, {"data": "reverse", "context": 16}, "a fork keeps the model, and its letters"),
         (3, {"polcy": "fp16"}, "did you mean policy"),

@@ -1,7 +1,9 @@
 """Scan: one step at every loss scale and in every format, run again each time."""
 
 import json
+import re
 from dataclasses import replace
+from itertools import pairwise
 from math import inf, isnan
 
 import numpy as np
@@ -135,9 +137,14 @@ def test_command_line_marks_the_runs_own_scale_and_says_what_is_wrong_with_it(ru
     own = next(line for line in out.splitlines() if line.startswith("2^0 *"))
     assert own.split()[-1] != "finite"
     assert "as good as the best: loss scales from 2^" in out
-    scales = [line.split()[0] for line in out.splitlines() if line.startswith(("2^", ".."))]
-    assert scales[-2:] == ["..", "2^32"]  # between them none is finite
-    assert scales[:-2] == [f"2^{k}" for k in range(-8, len(scales) - 10)]
+    named = [re.findall(r"2\^(-?\d+)", line[:16]) for line in out.splitlines() if line[:2] == "2^"]
+    ends = [(int(scales[0]), int(scales[-1])) for scales in named]
+    assert (ends[0][0], ends[-1][1]) == (-8, 32)
+    gaps = [after[0] - before[1] for before, after in pairwise(ends)]
+    assert gaps[:-1] == [1] * (len(gaps) - 1)
+    assert (gaps[-1] > 1) is (".." in out.split())  # between the last two none is finite
+    rows = json.loads(narrow("scan", runs / "seed_mixed", "--step", 5, "--json")[1])
+    assert [row["scale"] for row in rows] == [2.0**k for k in range(-8, 33)]
     assert "the run's own, 1 (*), is too small" in out
 
 

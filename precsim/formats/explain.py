@@ -171,6 +171,8 @@ class Explanation:
         if self.lower != self.upper:
             ends = [end for end in (self.lower, self.upper) if end is not None]
             single = f"beyond      {ends[0]!r}, the last value"
+            if self.lower is None:
+                single = f"below       {ends[0]!r}, the first value"
             lines.append(single if len(ends) == 1 else f"between     {ends[0]!r} and {ends[1]!r}")
             if self.prob_up is not None:
                 lines[-1] += f" (stochastic rounding goes up with probability {self.prob_up:.6g})"

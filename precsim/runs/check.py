@@ -45,7 +45,8 @@ class Report:
     `problems`: a sentence for each file that is not what was written.  `notes`: what a crash or a
     running writer leaves, and what can make a resumed run differ.  `steps`: how many are recorded.
     `resumes_at`: the step from which `resume` goes on (None: it cannot).  `finished`: there is
-    nothing left to do.  `unreadable`: a problem is only that something must not be read here.
+    nothing left to do, because the weights were destroyed at step `died_at` or all steps are done.
+    `unreadable`: a problem is only that something must not be read here.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Report:
     steps: int = 0
     resumes_at: int | None = None
     finished: bool = False
+    died_at: int | None = None
     unreadable: bool = False
 
     def add(self, error: RunError) -> None:
@@ -220,4 +222,5 @@ def _find_resume_point(folder: Path, manifest: Manifest, report: Report) -> None
         report.notes.append(f"it cannot be resumed: {error}")
         return
     report.resumes_at = before.start
+    report.died_at = before.died_at
     report.finished = before.died_at is not None or before.start == manifest.config.steps

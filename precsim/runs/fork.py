@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -100,5 +101,7 @@ def _check_fits(old: TrainConfig, old_corpus: Corpus, new: TrainConfig, new_corp
     if (before := old.model(size)) != (after := new.model(size)) and (
         before.shapes() != after.shapes() or before.heads != after.heads
     ):
-        msg = f"a fork keeps the model: it is {before}, and the changes ask for {after}"
+        pairs = ((f.name, getattr(before, f.name), getattr(after, f.name)) for f in fields(before))
+        named = ", ".join(f"{name}={now} (it has {was})" for name, was, now in pairs if was != now)
+        msg = f"a fork keeps the model, and the changes ask for {named}: try a new run"
         raise ConfigError(msg)

@@ -47,19 +47,28 @@ def diff_table(rows: Iterable[Row], width: int) -> RenderableType:
 
 def _diff_cells(row: Row) -> Cells:
     style = VERDICTS[row.verdict]
-    bar = "#" * min(BAR, ceil(3 * log10(max(row.total, 1.0)))) if row.total < float("inf") else "^"
+    bar = "#" * min(BAR, ceil(3 * log10(max(row.total, 1.0)))) if row.total < float("inf") else ""
     return [
         str(row.index),
         Text(row.path + (f" #{row.call}" if row.call else ""), style=style),
         Text(row.format, style=ink(row.format)),
-        rough(row.total),
-        Text(bar, style=style),
-        rough(row.expected),
+        _measured(row.total, row),
+        Text(bar or "^" * (row.broken > 0), style=style),
+        _measured(row.expected, row),
         rough(row.local),
         share(row.flushed),
         str(row.overflowed),
         Text(_told(row), style=style),
     ]
+
+
+def _measured(error: float, row: Row) -> str:
+    return "-" if _undefined(row) and error == float("inf") else rough(error)
+
+
+def _undefined(row: Row) -> bool:
+    """Whether the first run's result is 0 or not finite, so that no error is relative to it."""
+    return row.total == float("inf") and not row.broken
 
 
 def _told(row: Row) -> str:
@@ -80,9 +89,9 @@ def diff_sentences(found: Diff, shown: Sequence[Row]) -> list[str]:
         lines.append(f"first bit difference: op {differs.index} {differs.path}")
     else:
         lines.append("no bit differs")
-    undefined = sum(row.total == float("inf") > row.local for row in found.rows)
-    if undefined:
-        lines.append(f"{undefined} ops have no error in u: one of the two is 0 or not finite there")
+    if undefined := sum(map(_undefined, found.rows)):
+        who, their = ("ops have", "their") if undefined > 1 else ("op has", "its")
+        lines.append(f"{undefined} {who} no error in u (-): {their} reference is 0 or not finite")
     large = (r for r in shown if r.verdict is Verdict.OK and LARGE < r.total < float("inf"))
     if any(row.of_optimizer for row in large):
         lines.append("ops of the optimizer are judged by what they lose, not by their error")

@@ -128,10 +128,12 @@ def _neighbours(found: Explanation) -> Iterable[tuple[str, Text | str]]:
         return
     if found.lower is None or found.upper is None or math.isinf(found.lower - found.upper):
         ends = [_decimal(end) for end in (found.lower, found.upper) if end is not None]
-        yield (
-            "beyond",
-            f"{ends[0]} and {ends[1]}" if len(ends) > 1 else f"{ends[0]}, the last value",
-        )
+        if len(ends) > 1:
+            yield "beyond", f"{ends[0]} and {ends[1]}"
+        elif found.lower is None:
+            yield "below", f"{ends[0]}, the first value"
+        else:
+            yield "beyond", f"{ends[0]}, the last value"
         return
     lower, upper = Fraction(found.lower), Fraction(found.upper)
     place = float(((found.exact or 0) - lower) / (upper - lower))

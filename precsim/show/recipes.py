@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from math import isfinite, log2
+from math import frexp, isfinite, log2
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Group, RenderableType
@@ -18,7 +18,7 @@ from precsim.recipes import RECIPES
 from precsim.recipes.table import Difference, Row
 from precsim.runs.summary import Summary
 from precsim.show.style import power, share
-from precsim.show.terminal import Cells, Column, ink, left_out, table
+from precsim.show.terminal import Cells, Column, brief, ink, left_out, table
 
 if TYPE_CHECKING:
     from precsim.analyse.memory import Memory
@@ -128,10 +128,21 @@ def differences(a: str, b: str, found: Iterable[Difference], width: int) -> Rend
     """Return what two recipes do differently, below what each says of itself."""
     said = [Text(f"{name}: {RECIPES[name].about}") for name in (a, b)]
     columns = [Column(h, justify="left", folds=True) for h in ("where", "what", a, b)]
-    cells: list[Cells] = [[d.where, d.what, d.a, d.b] for d in found]
+    cells: list[Cells] = [[d.where, d.what.replace("_", " "), _constant(d.a), _constant(d.b)]
+                          for d in found]  # fmt: skip
     if not cells:
         return Group(*said, Text("They do the same."))
     return Group(*said, Text(""), table(columns, cells, width))
+
+
+def _constant(text: str) -> str:
+    """Return a number in few letters, 2^16 or 3.4028e38; words as they are."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    significand, exponent = frexp(value)
+    return power(exponent - 1) if significand == 0.5 and exponent > 10 else brief(value)
 
 
 MEASURED_COLUMNS = (

@@ -8,9 +8,10 @@ terminal's encoding has, and colour only repeats what words say.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -39,10 +40,26 @@ class _Output(Console):
         raise  # noqa: PLE0704 - called while the error is handled
 
 
+class _Trimmed:
+    """A file or a pipe that gets no spaces at the ends of lines, with which rich fills its tables."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write whole lines, as rich does."""
+        self._stream.write(re.sub(r" +$", "", text, flags=re.MULTILINE))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def console(stream: IO[str], environ: Mapping[str, str]) -> Console:
     """Return a console on a stream; as wide as the terminal, or `PIPE_WIDTH` where there is none."""
     wide = None if stream.isatty() or environ.get("COLUMNS") else PIPE_WIDTH
-    return _Output(file=stream, width=wide, highlight=False, markup=False, emoji=False)
+    to = stream if stream.isatty() else cast("IO[str]", _Trimmed(stream))
+    return _Output(file=to, width=wide, highlight=False, markup=False, emoji=False)
 
 
 def ink(fmt: str | AnyFormat) -> str:
@@ -86,11 +103,14 @@ def table(columns: Sequence[Column], rows: Iterable[Cells], width: int) -> Table
         if columns[last].rank == 0:
             break  # the least that says something
         shown.remove(last)
-    names = [row[shown[0]] for row in cells]
-    others = sum(_room(columns[i], [row[i] for row in cells]) + 2 for i in shown[1:])
-    if _room(columns[shown[0]], names) + others > width:
+    needs = {i: _room(columns[i], [row[i] for row in cells]) for i in shown}
+    spare = width - sum(needs.values()) - 2 * (len(shown) - 1)
+    if spare < 0:
         for row in cells:
-            row[shown[0]] = _in_pieces(row[shown[0]], max(FOLDED, width - others))
+            row[shown[0]] = _in_lines(row[shown[0]], max(FOLDED, needs[shown[0]] + spare))
+    for i in (i for i in shown if columns[i].folds):
+        for row in cells:
+            row[i] = _breakable(row[i], needs[i] + max(spare, 0))
     drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for i in shown:
         column = columns[i]
@@ -101,14 +121,26 @@ def table(columns: Sequence[Column], rows: Iterable[Cells], width: int) -> Table
     return drawn
 
 
-def _in_pieces(name: Text, room: int) -> Text:
-    """Return a long name in lines of at most `room` letters, each but the last up to a / or a dot."""
-    pieces, rest = [], name.plain
-    while len(rest) > room:
-        cut = max(rest.rfind(mark, len(INDENT), room) for mark in "/. ") + 1 or room
-        pieces.append(rest[:cut])
-        rest = INDENT + rest[cut:]
-    return Text("\n".join([*pieces, rest]), style=name.style)
+def _in_lines(name: Text, room: int) -> Text:
+    """Return a long name in lines of at most `room` letters."""
+    return Text(f"\n{INDENT}".join(_pieces(name.plain, room, len(INDENT))), style=name.style)
+
+
+def _breakable(text: Text, room: int) -> Text:
+    """Return text that rich breaks between pieces of a long name, not within them."""
+    if all(len(word) <= room for word in text.plain.split()):
+        return text
+    words = (piece for word in text.plain.split(" ") for piece in _pieces(word, room))
+    return Text(" ".join(words), style=text.style)
+
+
+def _pieces(name: str, room: int, indent: int = 0) -> Iterator[str]:
+    """Yield pieces of at most `room` letters, the later ones less `indent`, up to a / or a dot."""
+    while len(name) > room:
+        cut = max(name.rfind(mark, 0, room) for mark in "/. ") + 1 or room
+        yield name[:cut]
+        name, room, indent = name[cut:], room - indent, 0
+    yield name
 
 
 def left_out(drawn: Table, columns: Iterable[Column]) -> str:
@@ -205,6 +237,10 @@ RUN_COLUMNS = (
 )
 
 
+PASSED_OVER = "in trouble: of the ops that make 1% of their role's values or more"
+"""What `precsim.runs.results.first_trouble` leaves out, and a table of all ops has."""
+
+
 def runs_table(runs: Mapping[str, tuple[str, Summary]], width: int) -> RenderableType:
     """Return the table of runs, title -> (format, summary).
 
@@ -224,9 +260,12 @@ def runs_table(runs: Mapping[str, tuple[str, Summary]], width: int) -> Renderabl
     ]
     drawn = table(RUN_COLUMNS, rows, width)
     troubles = [(t, f, str(run.trouble)) for t, (f, run) in runs.items() if run.trouble]
-    if not troubles or len(drawn.columns) == len(RUN_COLUMNS):
+    if not troubles:
         return drawn
-    return Group(drawn, *heading("First op in trouble"), sentences(troubles))
+    key = Text(PASSED_OVER, style="dim")
+    if len(drawn.columns) == len(RUN_COLUMNS):
+        return Group(drawn, Text(), key)
+    return Group(drawn, *heading("First op in trouble"), sentences(troubles), key)
 
 
 def heading(text: str) -> tuple[Text, Text]:

@@ -11,7 +11,7 @@
 # *Needs:* lesson 01 (the grid).
 # *Runtime:* about 2 s, one CPU core.
 # *Paper:* Figueroa 1995, "When is double rounding innocuous?", SIGNUM Newsletter 30(3).
-# *Writes:* `figures/02_round_once.png` (The 312 sums of two e4m3 numbers that bf16 on the way gets wrong.)
+# *Writes:* `figures/02_round_once.png` (The sums of two e4m3 numbers that bf16 on the way gets wrong.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -82,9 +82,9 @@ mistakes = {
     (fmt, way): {name: int(where.sum()) for name, where in wrong(fmt, way).items()}
     for fmt in ("e4m3", "e5m2") for way in ("fp32", "tf32", "fp16", "bf16")
 }  # fmt: skip
-for (fmt, way), counts in mistakes.items():
-    print(f"{fmt} by way of {way}:", ", ".join(f"{n} {name}" for name, n in counts.items()))
 predict("wrong sums of e4m3 by way of bf16", my_guess, mistakes["e4m3", "bf16"]["add"])
+for (fmt, way), counts in mistakes.items():
+    print(f"wrong in {fmt} by way of {way}:", *(f"{n:3} {name}" for name, n in counts.items()))
 check("by way of fp32 or tf32 none is wrong", not any(
     sum(counts.values()) for (_, way), counts in mistakes.items() if way in ("fp32", "tf32")
 ))  # fmt: skip

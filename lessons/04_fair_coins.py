@@ -32,10 +32,10 @@ from precsim.show.style import BLUE, GREY, VERMILLION
 # %%
 x = 1.002
 draws = ps.quantize(np.full(10_000, x), "bf16", "stochastic", random=0)
-print("values:", *np.unique(draws), " mean:", draws.mean(), " probability:", ps.prob_up(x, "bf16"))
-share = (draws > 1).mean()
-check("its probability is its distance", abs(ps.prob_up(x, "bf16") - (x - 1) / 2**-7) < 1e-12)
-check("so often it went up, within 2 %", abs(share - ps.prob_up(x, "bf16")) < 0.02, share)
+up, share = ps.prob_up(x, "bf16"), (draws > 1).mean()
+print("values:", *np.unique(draws), f" mean: {draws.mean():.6f}  probability: {up:.3f}")
+check("its probability is its distance", abs(up - (x - 1) / 2**-7) < 1e-12)
+check("so often it went up, within 2 %", abs(share - up) < 0.02, share)
 check("the mean is nearer to x than any number of bf16", abs(draws.mean() - x) < 2e-4, draws.mean())
 
 # %% [markdown]
@@ -90,19 +90,18 @@ def slope(found):
 
 
 WAYS = ("nearest", "stochastic", "toward_zero")
-curves = {}
-for seed in seeds(3):
-    same = {way: errors(constant, way, seed) for way in WAYS}
-    curves.setdefault("constant", same)
+by_seed = {seed: {way: errors(constant, way, seed) for way in WAYS} for seed in seeds(3)}
+curves = {"constant": by_seed[0]}
+grown = 100 ** slope(by_seed[0]["stochastic"])
+predict("growth by chance, for n 100 times as large", my_guess, grown, tol=3)
+for seed, same in by_seed.items():
     powers = {way: slope(found) for way, found in same.items()}
-    print(f"seed {seed}: error ~ n^power:", {way: round(p, 2) for way, p in powers.items()})
+    print(f"seed {seed}, power of n:", *(f"{w} {p:.2f}" for w, p in powers.items()), sep="  ")
     check(f"seed {seed}: to nearest it grows like n", powers["nearest"] > 0.85, powers["nearest"])
     check(f"seed {seed}: by chance like the root of n", 0.35 < powers["stochastic"] < 0.65,
           powers["stochastic"])  # fmt: skip
     check(f"seed {seed}: and it stays below 2 sqrt(n) u",
           np.all(same["stochastic"] < 2 * np.sqrt(COUNTS)))  # fmt: skip
-grown = 100 ** slope(curves["constant"]["stochastic"])
-predict("growth by chance, for n 100 times as large", my_guess, grown, tol=3)
 
 # %% [markdown]
 # ## Where a coin does not pay
@@ -139,8 +138,9 @@ for r in (2, 4, 8, 16):
     for _ in range(4096):
         total = ps.quantize(total + 2.0**-7 / 16, "bf16", f"stochastic_a{r}", random=coins)
     ends[r] = total.mean()
-    print(f"r = {r:2}: {total.mean():.3f} on average")
-predict("end with r = 4", my_guess, ends[4], tol=0)
+predict("the end with r = 4", my_guess, ends[4], tol=0)
+for r, end in ends.items():
+    print(f"r = {r:2}: {end:.3f} on average")
 check("with 2 bits it never moves", ends[2] == 1)
 check("with 4 bits it stops at 2", ends[4] == 2)
 check("with 16 bits it comes to 3, within 2 %", abs(ends[16] - 3) < 0.06, ends[16])

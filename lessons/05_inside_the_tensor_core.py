@@ -68,9 +68,9 @@ my_guess = None  # in percent
 longest = int(SIZES[-1])
 ACCUMULATORS = (FP32, CUT, "e8m13", PROMOTED, "fp16", "bf16")
 curves = {name: [error(name, k) for k in SIZES] for name in ACCUMULATORS}
-for name, row in curves.items():
-    print(f"{name:26}", *(f"{e:9.2g}" for e in row))
 predict(f"largest error of 14 bits at K = {longest}", my_guess, 100 * curves[CUT][-1], 1, "%")
+for name, row in ({"K": SIZES} | curves).items():
+    print(f"{name:26}", *(f"{e:8.2g}" if isinstance(e, float) else f"{e:8}" for e in row))
 
 # %% [markdown]
 # ## Why it grows
@@ -97,10 +97,10 @@ for seed in seeds(3):
 
 # %%
 my_guess = None
-GROUPS = (1, 2, 4, 8, 16, 32)
-by_group = [error(f"{CUT}/{every}", longest) for every in GROUPS]
+GROUPS, goal = (1, 2, 4, 8, 16, 32), 0.02 * longest / 4096
+by_group = np.array([error(f"{CUT}/{every}", longest) for every in GROUPS])
+predict("products per cut", my_guess, GROUPS[np.argmin(abs(np.log(by_group / goal)))])
 print(*(f"{every}: {e:.2%}" for every, e in zip(GROUPS, by_group, strict=True)), sep=", ")
-predict("products per cut", my_guess, GROUPS[np.argmin(np.abs(np.log(by_group) - np.log(0.02)))])
 check("from 1 to 32, more than 15 times less", by_group[0] > 15 * by_group[-1])
 
 # %% [markdown]

@@ -62,7 +62,7 @@ def shifted_softmax(x):
 
 
 fails = [first_failure(softmax, fmt) for fmt in POSITIVE]
-predict("fp16 softmax fails from", my_guess, fails[0], tol=0.1)
+predict("the smallest x at which fp16 softmax fails", my_guess, fails[0], tol=0.1)
 check("fp16: from 11.09375, the first number above log 65504", fails[0] == 11.09375)
 check("bf16 from 89, e5m2 from 12, e4m3 from 6.5", fails[1:] == [89, 12, 6.5], fails[1:])
 safe = [np.isinf(first_failure(shifted_softmax, fmt)) for fmt in POSITIVE]
@@ -118,7 +118,7 @@ def by_largest(x):
 x = POSITIVE["fp16"]
 NORMS = (by_largest, divide_first, sum_first)
 norm = {f: compute(f, x[:, None] * np.ones(64))[:, 0] for f in NORMS}
-predict("the largest x", my_guess, x[abs(norm[sum_first] - 1) < 0.1][-1], tol=1)
+predict("the largest x, sum first", my_guess, x[abs(norm[sum_first] - 1) < 0.1][-1], tol=1)
 check("sum first: 32 gives 0, since 64 x 32^2 = 65536", norm[sum_first][x >= 32] == 0)
 check("divide first: 256 gives 0, since 256^2 = 65536", norm[divide_first][x >= 256] == 0)
 check("by the largest: right for every fp16 number", abs(norm[by_largest] - 1) < 0.01)

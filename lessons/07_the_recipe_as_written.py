@@ -13,6 +13,8 @@
 # *Writes:* `figures/07_the_recipe_as_written.png` (What a missing loss scale costs, and what the loss does not tell.), `figures/07_one_step.png` (One step of the recipe as written, op by op.)
 
 # %%
+from textwrap import fill
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -29,11 +31,11 @@ from precsim.show.style import BLACK, BLUE, GREY, look
 # 1. Take a trained model. 2. Put its weights into half precision. 3. Compute the forward pass in
 # single and the backward pass in half precision. 4. Check the metrics from time to time, and adjust
 # the precision. A master copy of the weights, a scaled loss, ops that stay in fp32: not a word of
-# these. We call the recipe `seed_mixed`, and the text's other one, all in half, `seed_low`. Each says
-# where it departs from standard practice; `precsim train --init` starts it from a trained model.
+# these. We call the recipe `seed_mixed`, and the text's other one, all in half, `seed_low`.
 
 # %%
-print(*ps.recipe("seed_mixed").banner(), sep="\n")
+for line in ps.recipe("seed_mixed").banner():
+    print(fill(line, 80, subsequent_indent="     "))
 
 # %% [markdown]
 # ## The code
@@ -53,7 +55,7 @@ LITERAL = "weights=fp16 gradients=fp16 weight_gradients=fp16"  # activations, so
 MASTER = f"{LITERAL} activations=fp16 master_weights=fp32"
 WAYS = {"fp32": "fp32", "half": "fp16", "literal": LITERAL, "bf16": "bf16", "master": MASTER}
 code = {way: [snippet.run(policy, seed=s) for s in range(3)] for way, policy in WAYS.items()}
-predict("share of updates lost", my_guess, code["half"][0].lost, tol=0.1)
+predict("share of updates lost in ten steps", my_guess, code["half"][0].lost, tol=0.1)
 loss = np.array([[run.final_loss for run in runs] for runs in code.values()])
 lost = {way: [run.lost for run in runs] for way, runs in code.items()}
 flushed = max(run.flushed for runs in code.values() for run in runs)
@@ -79,33 +81,31 @@ check("with an fp32 master copy, under 0.1 %", max(lost["master"]) < 1e-3, max(l
 
 # %%
 my_guess = None  # an integer
-
-# %%
 BASE = ps.TrainConfig(
     context=32, width=32, layers=1, heads=2, batch=16, steps=30 if quick() else 100, warmup=1,
     eval_every=100, lr=3e-3, schedule="constant", policy="arithmetic=fast",
 )  # fmt: skip
 RECIPES = ("seed_mixed", "half", "torch_amp_fp16", "apex_O2", "keras_mixed_float16")
 K = np.arange(0, 17, 8 if quick() else 2)
-
 error, trained = {}, {}
 for seed in seeds(3):
     run = trained[seed] = ps.train(BASE.change(data="zen", seed=seed, observe="off"))
     error[seed], truth = {}, moment_of(run).reference()
-    for name in RECIPES:
-        recipe = ps.recipe(name)
+    for recipe in map(ps.recipe, RECIPES):
         step = moment_of(run, recipe.policy, scaling.parse(recipe.loss_scale).scale)
         found = [relative_error(step.at(weight=2.0**-k).gradients(), truth) for k in K]
-        error[seed][name] = np.array(found)
-    ours, half, amp = (error[seed][name] for name in RECIPES[:3])
-    good = max(error[seed][name].max() for name in RECIPES[2:])
+        error[seed][recipe.name] = np.array(found)
+least = int(K[np.argmax(error[0]["seed_mixed"] > 0.1)])
+predict("the least k at which a tenth is wrong", my_guess, least, tol=1)
+for name, row in ({"k": K} | error[0]).items():
+    print(f"{name:20}", *(f"{e:8.2g}" for e in row))
+for seed, found in error.items():
+    ours, half, amp, *others = found.values()
+    good = np.max([amp, *others])
     check(f"seed {seed}: at k = 0 it errs as AMP does", ours[0] < 1.5 * amp[0], ours[0] / amp[0])
     check(f"seed {seed}: at k = 16 more than half is wrong", ours[-1] > 0.5, ours[-1])
     check(f"seed {seed}: `half` is as far off, from k = 8 on", abs(half / ours - 1)[K >= 8] < 0.1)
     check(f"seed {seed}: the three with a loss scale stay below 1 %", good < 0.01, good, WHO)
-for name, row in ({"k": K} | error[0]).items():
-    print(f"{name:20}", *(f"{e:8.2g}" for e in row))
-predict("the least k", my_guess, int(K[np.argmax(error[0]["seed_mixed"] > 0.1)]), tol=1)
 written = moment_of(trained[0], ps.recipe("seed_mixed").policy).at(weight=2.0**-12)
 step = show_step(written, figure="07_one_step")
 

@@ -6,7 +6,7 @@
 #
 # *You will* train one model five times: weights in fp32, in bf16 rounded to nearest, in bf16 rounded
 # by chance, in bf16 with Kahan's correction, in bf16 with a master copy in fp32. *You learn* why a
-# run whose loss goes down may still throw away nine updates of ten.
+# run whose loss goes down may still throw away most of its updates.
 #
 # *Needs:* lesson 04 (rounding by chance).
 # *Runtime:* about 30 s, one CPU core.
@@ -77,9 +77,9 @@ def train(way, seed):
 
 runs = {seed: {way: train(way, seed) for way in WAYS} for seed in seeds(3)}
 lost = {way: run.steps["lost_updates"] for way, run in runs[0].items()}
+predict("share of the last updates lost, from 0 to 1", my_guess, lost["nearest"][-1], 0.05)
 for way, run in runs[0].items():
     print(f"{way:10} loss {run.final_loss():.4f}, {lost[way][-1]:6.1%} of the last updates lost")
-predict("share of the last updates lost", my_guess, lost["nearest"][-1], 0.05)
 
 # %% [markdown]
 # ## What happened

@@ -79,11 +79,11 @@ for seed in seeds(3):
     final[seed] = {("fp16", eps): train("fp16", eps, seed).final_loss() for eps in every}
     for way in ("fp32", "states", "bf16"):
         final[seed][way, 1e-8] = train(way, 1e-8, seed).final_loss()
-for (way, eps), loss in final[0].items():
-    print(f"{way:8} eps = {eps:.0e}   loss {loss:.4g}")
 ratio = [final[0][way, 1e-8] / final[0]["fp32", 1e-8] for way in ("fp16", "states", "bf16")]
 words = ["as fp32" if r < 1.5 else "far above" if r > 1.5 else "NaN" for r in ratio]
-predict("fp16, states, bf16", my_guess, words)
+predict("how fp16, states and bf16 end", my_guess, words)
+for (way, eps), loss in final[0].items():
+    print(f"{way:8} eps = {eps:.0e}   loss {loss:.4g}")
 
 # %% [markdown]
 # ## What happened

@@ -79,11 +79,11 @@ for seed in seeds(3):
     sweep = FEW if seed or quick() else MANY
     fp32[seed] = train("weights=fp32", seed)
     runs[seed] = {(m, fl): train(fixed(fl, m), seed) for m, fls in sweep.items() for fl in fls}
+learns = [fl for (m, fl), run in runs[0].items() if m == "nearest" and run.final_loss() < 2.3]
+predict("the smallest FL that learns", my_guess, min(learns))
 print(f"fp32               loss {fp32[0].final_loss():.4f}")
 for (mode, fl), run in runs[0].items():
     print(f"<2, {fl:2}>  {mode:8}  loss {run.final_loss():.4f}")
-learns = [fl for (m, fl), run in runs[0].items() if m == "nearest" and run.final_loss() < 2.3]
-predict("the smallest FL that learns", my_guess, min(learns))
 
 # %% [markdown]
 # ## What happened

@@ -33,8 +33,6 @@ from precsim.show.style import look
 
 # %%
 my_guess = None  # a number
-
-# %%
 STEPS = 60 if quick() else 200
 LOOK_AT = [0, 25, 50] if quick() else [0, 25, 50, 100, 150, 199]
 BASE = ps.TrainConfig(
@@ -75,10 +73,11 @@ for seed, (_, moments) in runs.items():
         truth = moment.reference()
         for name, errors in error[seed].items():
             errors.append(relative_error(moment.gradients(FORMATS[name]), truth))
-for name, row in error[0].items():
-    print(f"{name:7}", *(f"{e:8.2%}" for e in row))
 ratio = {seed: np.divide(rows["bf16"], rows["fp16"]) for seed, rows in error.items()}
 predict("error of bf16 over that of fp16", my_guess, np.median(ratio[0]), tol=1.5)
+print("step   ", *(f"{step:8}" for step in LOOK_AT))
+for name, row in error[0].items():
+    print(f"{name:7}", *(f"{e:8.2%}" for e in row))
 
 # %% [markdown]
 # ## What happened
@@ -146,7 +145,7 @@ for seed, (run, _) in runs.items():
     apart = {fmt: float(np.abs(a - b).mean()) for fmt, (a, b) in pairs[seed].items()}
     factors = [apart["bf16"] / apart["fp16"], kl_bf16 / kl_fp16]
     if seed == 0:
-        predict("factors", my_guess, factors, tol=[2, 16])
+        predict("the two factors", my_guess, factors, tol=[2, 16])
     check(f"seed {seed}: 2^3, within 5 to 12", 5 < factors[0] < 12, factors[0])
     check(f"seed {seed}: 2^6, within 30 to 130", 30 < factors[1] < 130, factors[1])
 

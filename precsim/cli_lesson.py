@@ -27,7 +27,7 @@ from precsim.lesson.catalogue import (
 from precsim.lesson.course import Outcome
 from precsim.lesson.notebook import NotebookError, to_notebook
 from precsim.lesson.progress import entry, note, progress, told
-from precsim.lesson.session import Mode
+from precsim.lesson.session import Mode, say
 from precsim.runs.lines import dump
 
 INDENT = (0, 0, 0, 4)
@@ -82,8 +82,14 @@ def run(
     full: Annotated[
         bool, typer.Option("--full", help="Three seeds; with --all the tables are written anew.")
     ] = False,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Answers without a guess; so do --all and --full.")
+    ] = False,
 ) -> None:
-    """Run lessons; their figures are drawn into figures/."""
+    """Run lessons; their figures are drawn into figures/.
+
+    A lesson asks for your guess before it shows what was measured.
+    """
     if quick and full:
         fail("--quick and --full are opposites: choose one", 2)
     mode: Mode = "quick" if quick else "full" if full else "normal"
@@ -92,15 +98,20 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         for head in heads:
             print_line(f"\n=== {head.number} - {head.title}")
-            outcome = _study(head, mode, Path(scratch) if quick else None)
+            figures = Path(scratch) if quick else None
+            outcome = _study(head, mode, figures, answers=answers or every or full)
             outcomes.append(outcome)
             note(folder, outcome)
-            print_line(_ending(outcome) + "  (Quick: its figures are not kept.)" * quick)
+            print_line(_ending(outcome))
+            if quick:
+                print_line(
+                    "    Quick: its figures are not kept, and numbers differ from the text's."
+                )
     if every and not quick:
         _write_pages(folder, outcomes, full=full)
     if failed := [outcome for outcome in outcomes if outcome.failed]:
         for outcome in failed:
-            print_line(f"{outcome.head.number}: {outcome.failed}")
+            say(f"{outcome.head.number}: ", outcome.failed)
         fail(f"{len(failed)} of {len(outcomes)} lessons have a claim that does not hold", 1)
 
 
@@ -143,10 +154,10 @@ def _chosen(numbers: list[str] | None, *, every: bool) -> tuple[Path, list[Head]
         fail(str(error), 2)
 
 
-def _study(head: Head, mode: Mode, figures: Path | None) -> Outcome:
+def _study(head: Head, mode: Mode, figures: Path | None, *, answers: bool) -> Outcome:
     """Run a lesson; where it stops with an error, which may be the reader's own, show the place."""
     try:
-        return course.study(head, mode, figures)
+        return course.study(head, mode, figures, answers=answers)
     except Exception as error:  # noqa: BLE001 - a reader may have written anything
         lines = [
             f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(head.path)
@@ -164,8 +175,12 @@ def _study(head: Head, mode: Mode, figures: Path | None) -> Outcome:
 def _ending(outcome: Outcome) -> str:
     checks = outcome.session.checks
     held = sum(check.holds for check in checks)
+    if outcome.failed:
+        return f"--- {held} claims hold, {outcome.seconds:.0f} s.  The lesson ends at one that does not."
+    if outcome.waits:
+        return f"--- {held} claims hold so far, {outcome.seconds:.0f} s.  The lesson waits for you."
     you = told(entry(outcome)).partition(": ")[2]
-    return f"--- {held} of {len(checks)} claims hold, {outcome.seconds:.0f} s.  You: {you}"
+    return f"--- {held} of {len(checks)} claims hold, {outcome.seconds:.0f} s.\n    You: {you}."
 
 
 def _write_pages(folder: Path, outcomes: list[Outcome], *, full: bool) -> None:

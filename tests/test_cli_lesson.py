@@ -31,7 +31,7 @@ def test_list_and_how_far_one_is(course, lesson):
     assert "An answer" in out
     assert "It holds." in out
     assert lesson("run", "42", "--quick")[0] == 0
-    assert "done: 1 of 1 predicted" in lesson("list")[1]
+    assert "done: 1 of 1 guesses right" in lesson("list")[1]
     (fact,) = json.loads(lesson("list", "--json")[1])
     assert (fact["number"], fact["runtime_s"]) == ("42", 1.0)
     assert (fact["idea"], fact["learn"]) == ("It holds.", "that.")
@@ -43,7 +43,7 @@ def test_quick_replaces_no_figure_and_a_run_does(course, lesson):
     assert code == 0
     assert "3 of 3 claims hold" not in out  # one seed: two claims
     assert "2 of 2 claims hold" in out
-    assert "You: 1 of 1 predicted, 0 of 0 solved" in out
+    assert "You: 1 of 1 guesses right, 0 of 0 exercises solved" in out
     assert not (figures / "42_answer.png").exists()
     assert lesson("run", "42")[0] == 0
     assert (figures / "42_answer.png").exists()
@@ -59,12 +59,36 @@ def test_all_in_full_writes_the_pages(course, lesson):
     assert "![The answer.]" in (course.parent / "figures" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("how", ["--answers", "--full", "--all"])
+def test_an_answer_comes_after_the_guess_or_where_it_is_asked_for(course, lesson, how):
+    unguessed = LESSON.replace("MORE", "True").replace('it?", 42, 42', "it?\", None, 'forty'")
+    (course / "42_answer.py").write_text(unguessed)
+    code, out, _ = lesson("run", "42")
+    assert code == 0
+    assert "how much is it?: what is your guess?" in out
+    assert "waits for you" in out
+    assert "forty\n" not in out
+    assert "there is more" not in out, "what comes after a prediction tells its answer"
+    assert not (course.parent / "figures" / "42_answer.png").exists()
+    code, out, _ = lesson("run", *(["42"] if how != "--all" else []), how)
+    assert code == 0
+    assert "how much is it?: forty  (no guess)" in out
+    assert "there is more" in out
+
+
+def test_a_quick_run_names_its_figures_by_name_only(course, lesson):
+    assert "figure   42_answer.png (and" in lesson("run", "42", "--quick")[1]
+    assert "figure   figures/42_answer.png (and" in lesson("run", "42")[1]
+
+
 def test_a_claim_that_fails_is_exit_1(course, lesson):
     (course / "42_answer.py").write_text(LESSON.replace("MORE", "1 > 2"))
     code, out, err = lesson("run", "42")
     assert code == 1
     assert "there is more" in out
     assert "1 of 1 lessons" in err
+    assert "The lesson ends at one that does not." in out
+    assert "stopped: a claim does not hold" in lesson("list")[1]
 
 
 def test_a_slip_of_the_reader_is_shown_where_it_is(course, lesson):

@@ -50,7 +50,7 @@ def test_a_lesson_runs_and_is_remembered(head, tmp_path):
     assert table[2] == "| 42 | it is forty-two | Adams 1979 | 42; 43; 44 | yes |"
     assert len(table) == 4
     note(tmp_path, outcome)
-    assert told(progress(tmp_path)["42"]) == "done: 1 of 1 predicted, 0 of 0 solved"
+    assert told(progress(tmp_path)["42"]) == ("done: 1 of 1 guesses right, 0 of 0 exercises solved")
 
 
 def test_a_claim_that_fails_is_in_the_outcome(head, tmp_path):
@@ -58,6 +58,18 @@ def test_a_claim_that_fails_is_in_the_outcome(head, tmp_path):
     outcome = study(head, "quick", tmp_path)
     assert "there is more" in outcome.failed
     assert course.claims([outcome]).endswith("| there is more |  |  | **no** |")
+
+
+def test_a_lesson_waits_for_a_guess_and_knows_so(head, tmp_path):
+    head.path.write_text(LESSON.replace("MORE", "True").replace('it?", 42', 'it?", None'))
+    outcome = study(head, "quick", tmp_path)
+    assert outcome.waits
+    assert not outcome.failed
+    assert [one.claim for one in outcome.session.checks] == ["seed 0: it is forty-two"]
+    assert not outcome.session.saved
+    note(tmp_path, outcome)
+    assert told(progress(tmp_path)["42"]).startswith("begun: 0 of 1 guesses right")
+    assert not study(head, "quick", tmp_path, answers=True).waits
 
 
 def test_pages(head, tmp_path):

@@ -26,7 +26,8 @@ def outcomes(tmp_path_factory):
 
     def get(head):
         if head.number not in known:
-            known[head.number] = study(head, "quick", tmp_path_factory.mktemp(head.number))
+            folder = tmp_path_factory.mktemp(head.number)
+            known[head.number] = study(head, "quick", folder, answers=True)
         return known[head.number]
 
     return get
@@ -76,6 +77,15 @@ def test_form(head):
 
 
 @pytest.mark.parametrize("head", HEADS)
+def test_a_prediction_comes_before_what_tells_its_answer(head):
+    code = head.path.read_text(encoding="utf-8")
+    for asked in code.split("my_guess = None")[1:]:
+        before = asked.partition("predict(")[0]
+        for telling in ("print(", "check(", "show_step("):
+            assert telling not in before, f"{head.path.name}: {telling} before predict("
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_figures_are_kept_with_their_data(head):
     for name in head.writes:
         for suffix in (".png", ".svg", ".json"):
@@ -117,7 +127,7 @@ def products():
 @pytest.mark.parametrize("head", HEADS)
 def test_full(head, tmp_path):
     """Over three seeds every claim holds; the data of the figures, of the first, is what is kept."""
-    outcome = study(head, "full", tmp_path)
+    outcome = study(head, "full", tmp_path, answers=True)
     assert outcome.failed == ""
     text = head.path.read_text(encoding="utf-8")
     in_float32 = "arithmetic=fast" in text or "recipe(" in text

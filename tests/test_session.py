@@ -9,7 +9,7 @@ from precsim.lesson.session import Session, running, shown
 
 @pytest.fixture
 def session():
-    with running(Session()) as found:
+    with running(Session(answers=True)) as found:
         yield found
 
 
@@ -62,6 +62,14 @@ def test_a_number_in_quotes_is_shown_as_such(session, capsys):
     said, which = capsys.readouterr().out.splitlines()
     assert "you said '448', measured 448" in said
     assert "you said bf16, measured fp16" in which
+
+
+def test_a_long_line_goes_on_below_its_text(session, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    check("a claim of some words that ends here", True, measured=[1.5, 2.5])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "holds    a claim of some words that ends"
+    assert second == "         here  (measured 1.5, 2.5)"
 
 
 def test_modes():

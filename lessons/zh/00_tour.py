@@ -53,7 +53,7 @@ my_guess = None  # a number
 # %%
 fp32 = {seed: train("fp32", seed) for seed in seeds(3)}
 fp16 = {seed: train("fp16", seed) for seed in seeds(3)}
-predict("loss of fp16", my_guess, fp16[0].final_loss(), tol=0.3)
+predict("the loss at which fp16 ends", my_guess, fp16[0].final_loss(), tol=0.3)
 for seed in seeds(3):
     good, bad = fp32[seed].final_loss(), fp16[seed].final_loss()
     check(f"seed {seed}: fp32 learns the task", good < (0.2 if quick() else 0.02), good)
@@ -120,7 +120,7 @@ my_guess = None  # an integer
 
 # %%
 ops, kept = moment.sites(), search(moment, 0.05).keep
-predict(f"ops to keep, of {len(ops)}", my_guess, len(kept), tol=2)
+predict(f"ops to keep in float64, of {len(ops)}", my_guess, len(kept), tol=2)
 check("about a third of 50 ops must be kept", len(ops) == 50 and 14 <= len(kept) <= 20, len(kept))
 check("all of these are in the backward pass", all(site.phase == "backward" for site in kept))
 

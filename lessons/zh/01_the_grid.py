@@ -36,8 +36,7 @@ values = sorted(
     (2.0 ** (E - 7) * (1 + F / 8) if E else 2.0**-6 * F / 8)
     for E in range(16) for F in range(8) if (E, F) != (15, 7)
 )  # fmt: skip
-print("the first ten:", *values[:10])
-print("the last ten: ", *values[-10:])
+print("the first six:", *values[:6])
 check("there are 127 of them from 0 up", len(values) == 127)
 check("precsim has the same ones", values == ps.format("e4m3").values()[-127:])
 
@@ -48,7 +47,8 @@ check("precsim has the same ones", values == ps.format("e4m3").values()[-127:])
 my_guess = None  # a number
 
 # %%
-predict("largest number of e4m3", my_guess, values[-1], tol=0)
+predict("the largest number of e4m3", my_guess, values[-1], tol=0)
+print("the last ten: ", *values[-10:])
 e4m3, e5m2 = ps.format("e4m3"), ps.format("e5m2")
 source = "Micikevicius et al. 2022, table 1"
 check("e4m3 goes up to 448", e4m3.max == values[-1] == 448, source=source)
@@ -99,8 +99,8 @@ def adds_up(fmt):
 
 FORMATS = ("fp64", "fp32", "tf32", "fp16", "bf16", "e5m2", "e4m3")
 yes = [fmt for fmt in FORMATS if adds_up(fmt)]
+predict("formats, of 7, in which 0.1 + 0.2 == 0.3", my_guess, len(yes))
 print("it is in", *yes)
-predict("formats in which 0.1 + 0.2 == 0.3", my_guess, len(yes))
 check("it is in fp32, bf16 and e4m3, and not in the finer fp64", yes == ["fp32", "bf16", "e4m3"])
 
 # %% [markdown]

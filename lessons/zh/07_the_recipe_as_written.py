@@ -13,6 +13,8 @@
 # *产出：* `figures/07_the_recipe_as_written.png`（缺少损失缩放的代价，以及损失没有说出来的事），`figures/07_one_step.png`（照方执行的一步，逐个算子看）。
 
 # %%
+from textwrap import fill
+
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -28,11 +30,11 @@ from precsim.show.style import BLACK, BLUE, GREY, look
 # ## 文章怎么说
 # 1. 选一个预训练好的模型。2. 把权重初始化为半精度。3. 前向传播用单精度，反向传播用半精度。4. 定期检查性能指标，
 # 并调整精度级别。权重的主副本（master copy）、缩放损失、哪些算子要留在 fp32：都只字未提。我们把这个配方叫做
-# `seed_mixed`，把文章的另一个配方（全部用半精度）叫做 `seed_low`。与通行做法的不同之处，它们自己会列出来；
-# `precsim train --init` 让它们从训练好的模型开始。
+# `seed_mixed`，把文章的另一个配方（全部用半精度）叫做 `seed_low`。
 
 # %%
-print(*ps.recipe("seed_mixed").banner(), sep="\n")
+for line in ps.recipe("seed_mixed").banner():
+    print(fill(line, 80, subsequent_indent="     "))
 
 # %% [markdown]
 # ## 代码怎么写
@@ -52,7 +54,7 @@ LITERAL = "weights=fp16 gradients=fp16 weight_gradients=fp16"  # activations, so
 MASTER = f"{LITERAL} activations=fp16 master_weights=fp32"
 WAYS = {"fp32": "fp32", "half": "fp16", "literal": LITERAL, "bf16": "bf16", "master": MASTER}
 code = {way: [snippet.run(policy, seed=s) for s in range(3)] for way, policy in WAYS.items()}
-predict("share of updates lost", my_guess, code["half"][0].lost, tol=0.1)
+predict("share of updates lost in ten steps", my_guess, code["half"][0].lost, tol=0.1)
 loss = np.array([[run.final_loss for run in runs] for runs in code.values()])
 lost = {way: [run.lost for run in runs] for way, runs in code.items()}
 flushed = max(run.flushed for runs in code.values() for run in runs)
@@ -77,33 +79,31 @@ check("with an fp32 master copy, under 0.1 %", max(lost["master"]) < 1e-3, max(l
 
 # %%
 my_guess = None  # an integer
-
-# %%
 BASE = ps.TrainConfig(
     context=32, width=32, layers=1, heads=2, batch=16, steps=30 if quick() else 100, warmup=1,
     eval_every=100, lr=3e-3, schedule="constant", policy="arithmetic=fast",
 )  # fmt: skip
 RECIPES = ("seed_mixed", "half", "torch_amp_fp16", "apex_O2", "keras_mixed_float16")
 K = np.arange(0, 17, 8 if quick() else 2)
-
 error, trained = {}, {}
 for seed in seeds(3):
     run = trained[seed] = ps.train(BASE.change(data="zen", seed=seed, observe="off"))
     error[seed], truth = {}, moment_of(run).reference()
-    for name in RECIPES:
-        recipe = ps.recipe(name)
+    for recipe in map(ps.recipe, RECIPES):
         step = moment_of(run, recipe.policy, scaling.parse(recipe.loss_scale).scale)
         found = [relative_error(step.at(weight=2.0**-k).gradients(), truth) for k in K]
-        error[seed][name] = np.array(found)
-    ours, half, amp = (error[seed][name] for name in RECIPES[:3])
-    good = max(error[seed][name].max() for name in RECIPES[2:])
+        error[seed][recipe.name] = np.array(found)
+least = int(K[np.argmax(error[0]["seed_mixed"] > 0.1)])
+predict("the least k at which a tenth is wrong", my_guess, least, tol=1)
+for name, row in ({"k": K} | error[0]).items():
+    print(f"{name:20}", *(f"{e:8.2g}" for e in row))
+for seed, found in error.items():
+    ours, half, amp, *others = found.values()
+    good = np.max([amp, *others])
     check(f"seed {seed}: at k = 0 it errs as AMP does", ours[0] < 1.5 * amp[0], ours[0] / amp[0])
     check(f"seed {seed}: at k = 16 more than half is wrong", ours[-1] > 0.5, ours[-1])
     check(f"seed {seed}: `half` is as far off, from k = 8 on", abs(half / ours - 1)[K >= 8] < 0.1)
     check(f"seed {seed}: the three with a loss scale stay below 1 %", good < 0.01, good, WHO)
-for name, row in ({"k": K} | error[0]).items():
-    print(f"{name:20}", *(f"{e:8.2g}" for e in row))
-predict("the least k", my_guess, int(K[np.argmax(error[0]["seed_mixed"] > 0.1)]), tol=1)
 written = moment_of(trained[0], ps.recipe("seed_mixed").policy).at(weight=2.0**-12)
 step = show_step(written, figure="07_one_step")
 

@@ -73,9 +73,9 @@ FEW = (-16, -12, 0, 17, 18, 19)
 EXPONENTS = FEW if quick() else (-20, -16, -14, -12, -10, -8, -4, 0, 8, 16, 17, 18, 19, 20)
 exact, fp32, _ = train(FP32)
 runs = {k: fixed(k) for k in EXPONENTS}
+predict("the largest k without a skip", my_guess, max(k for k, (*_, n) in runs.items() if not n))
 for k, (_, loss, skipped) in runs.items():
     print(f"S = 2^{k:<4} loss {loss:.4f}   {skipped:3} of {STEPS} steps skipped")
-predict("largest k", my_guess, max(k for k, (_, _, skipped) in runs.items() if not skipped))
 
 # %% [markdown]
 # ## 发生了什么
@@ -127,7 +127,7 @@ step = show_step(moment, figure="09_one_step")
 my_guess = None  # an integer
 dynamic = {k: train(FP16, f"dynamic:{2.0**k}:20") for k in (0, 16, 24, 30)}
 n = {k: skipped for k, (_, _, skipped) in dynamic.items()}
-predict("steps skipped from 2^30", my_guess, n[30])
+predict(f"skipped of {STEPS} steps, from 2^30 on", my_guess, n[30])
 worst = max(loss for _, loss, _ in dynamic.values()) / fp32
 most = 2.5 if quick() else 1.5  # a shorter run has lost more of its steps
 check(f"wherever it starts, the loss ends below {most} times fp32's", worst < most, worst)

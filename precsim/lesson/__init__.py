@@ -6,13 +6,14 @@ and everything else from `precsim` as any user would::
     from precsim.lesson import check, exercise, predict, quick, save, seeds
 
 Run as a script, a lesson prints and writes its figures into the repository's figures/.  `precsim
-lesson run` and the tests run the same file inside a `Session`, which says how much to compute and
-where figures go, and remembers what the lesson found.
+lesson run` and the tests run the same file inside a `Session`, which says how much to compute, where
+figures go, and whether answers wait for guesses, and remembers what the lesson found.
 """
 
 from precsim.lesson.exercises import exercise
 from precsim.lesson.figures import save
-from precsim.lesson.session import LessonError, check, predict, quick, seeds
+from precsim.lesson.predictions import predict
+from precsim.lesson.session import LessonError, check, quick, seeds
 from precsim.lesson.step import draw_step, moment_of, show_step
 
 __all__ = [

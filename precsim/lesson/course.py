@@ -10,44 +10,53 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from precsim.lesson.catalogue import Head
-from precsim.lesson.session import Check, Mode, Session, running, shown
+from precsim.lesson.predictions import NoGuess
+from precsim.lesson.session import Check, LessonError, Mode, Session, running, shown
 
 SEED = re.compile(r"seed \d+: ")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A lesson that ran: what it found, in how many seconds, and the claim that failed ("": none)."""
+    """A lesson that ran: what it found, in how many seconds, and the claim that failed ("": none).
+
+    `waits`: it has ended at a prediction that nobody has made.
+    """
 
     head: Head
     session: Session
     seconds: float
     failed: str = ""
+    waits: bool = False
 
 
-def study(head: Head, mode: Mode = "normal", figures: Path | None = None) -> Outcome:
+def study(
+    head: Head, mode: Mode = "normal", figures: Path | None = None, *, answers: bool = False
+) -> Outcome:
     """Run a lesson as a script, with its figures drawn into `figures` (None: the repository's).
 
-    A claim that does not hold ends the lesson; it is in the outcome.  Whatever else goes wrong in a
+    A claim that does not hold ends the lesson; it is in the outcome.  So does a prediction that the
+    reader has not made, unless `answers` are wanted all the same.  Whatever else goes wrong in a
     lesson is raised as it is.
     """
     import matplotlib
     from matplotlib import pyplot
 
-    from precsim.lesson.session import LessonError
-
-    before, start, failed = matplotlib.get_backend(), time.perf_counter(), ""
+    before, start = matplotlib.get_backend(), time.perf_counter()
+    failed, waits = "", False
     matplotlib.use("Agg")
     try:
-        with running(Session(mode, figures)) as session:
+        with running(Session(mode, figures, answers)) as session:
             try:
                 runpy.run_path(str(head.path), run_name="__main__")
             except LessonError as error:
                 failed = str(error)
+            except NoGuess:
+                waits = True
     finally:
         pyplot.close("all")
         matplotlib.use(before)
-    return Outcome(head, session, time.perf_counter() - start, failed)
+    return Outcome(head, session, time.perf_counter() - start, failed, waits)
 
 
 def claims(outcomes: Iterable[Outcome]) -> str:

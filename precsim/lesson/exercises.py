@@ -93,7 +93,7 @@ def _judge(
             _compare(answer, spec, example, tol)
         note = _search(answer, spec, strategy, tol) if strategy is not None else ""
     except _Untouched:
-        return Verdict(UNTOUCHED, "not attempted: replace the `raise`, and run again")
+        return Verdict(UNTOUCHED, "not attempted yet (replace its `raise`)")
     except _Different as different:
         return Verdict(WRONG, str(different))
     if note and not given:

@@ -43,7 +43,15 @@ def save(fig: Figure, name: str, data: Mapping[str, Any]) -> None:
     beside.write_text(text + "\n", encoding="utf-8", newline="\n")
     paths.append(beside)
     current().saved.extend(paths)
-    say("figure   ", f"{paths[0]} (and .svg, and its data as .json)", "cyan")
+    say("figure   ", f"{_told(paths[0])} (and .svg, and its data as .json)", "cyan")
+
+
+def _told(path: Path) -> Path:
+    """Return a path as one would type it here; of a figure that went elsewhere, its name."""
+    if current().figures:
+        return Path(path.name)
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _folder() -> Path:

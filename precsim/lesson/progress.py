@@ -17,6 +17,7 @@ def entry(outcome: Outcome) -> dict[str, Any]:
     session = outcome.session
     return {
         "holds": not outcome.failed,
+        "waits": outcome.waits,
         "predicted": sum(right is True for right in session.predictions.values()),
         "predictions": len(session.predictions),
         "solved": sum(exercise.state == "right" for exercise in session.exercises),
@@ -46,7 +47,11 @@ def told(known: dict[str, Any] | None) -> str:
     """Return a reader's progress in a lesson in a few words; "" where they have not begun."""
     if not known:
         return ""
-    done = known.get("solved") == known.get("exercises") and known.get("holds")
-    predicted = f"{known.get('predicted')} of {known.get('predictions')} predicted"
-    solved = f"{known.get('solved')} of {known.get('exercises')} solved"
+    if not known.get("holds"):
+        return "stopped: a claim does not hold"
+    predicted = f"{known.get('predicted')} of {known.get('predictions')} guesses right"
+    if known.get("waits"):
+        return f"begun: {predicted} so far, and it waits for the next"
+    done = known.get("solved") == known.get("exercises")
+    solved = f"{known.get('solved')} of {known.get('exercises')} exercises solved"
     return f"{'done' if done else 'run'}: {predicted}, {solved}"

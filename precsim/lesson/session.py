@@ -1,9 +1,10 @@
-"""One run of a lesson: how much it computes, what it found, and what the reader guessed."""
+"""One run of a lesson: how much it computes, what it found, and what its lines look like."""
 
 from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -49,10 +50,14 @@ class Exercise:
 
 @dataclass
 class Session:
-    """A lesson that runs: its mode, where its figures go (None: beside it), and what it found."""
+    """A lesson that runs: its mode, where its figures go (None: beside it), and what it found.
+
+    `answers`: a prediction that nobody has made is answered all the same; otherwise it comes first.
+    """
 
     mode: Mode = "normal"
     figures: Path | None = None
+    answers: bool = False
     checks: list[Check] = field(default_factory=list)
     predictions: dict[str, bool | None] = field(default_factory=dict)
     exercises: list[Exercise] = field(default_factory=list)
@@ -80,7 +85,19 @@ def current() -> Session:
 @cache
 def _script() -> Session:
     # A notebook that a program executes is a process of its own: no context reaches into it.
-    return Session("quick" if os.environ.get("PRECSIM_QUICK") == "1" else "normal")
+    mode: Mode = "quick" if os.environ.get("PRECSIM_QUICK") == "1" else "normal"
+    answers = os.environ.get("PRECSIM_ANSWERS") == "1" or "--answers" in sys.argv[1:]
+    return Session(mode, answers=answers)
+
+
+def in_a_session() -> bool:
+    """Return whether a program runs the lesson, which can be told how it ended."""
+    return _running.get() is not None
+
+
+def in_a_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
 
 
 def quick() -> bool:
@@ -108,7 +125,7 @@ def check(claim: str, holds: Any, measured: Any = None, source: str = "") -> Non
     """
     good = bool(np.all(holds))
     current().checks.append(Check(claim, source, measured, good))
-    told = "" if measured is None else f"  (measured {shown(measured)})"
+    told = "" if measured is None else f"  {unbroken(f'(measured {shown(measured)})')}"
     say("holds    " if good else "FAILS    ", f"{claim}{told}", "green" if good else "bold red")
     if not good:
         found = "" if measured is None else f"; measured: {shown(measured)}"
@@ -117,46 +134,6 @@ def check(claim: str, holds: Any, measured: Any = None, source: str = "") -> Non
             "what you wanted to find out; if not, please report it"
         )
         raise LessonError(msg)
-
-
-def predict(
-    question: str, guess: Any, answer: Any, tol: float | None = None, unit: str = ""
-) -> None:
-    """Print the reader's guess beside what was measured.
-
-    A guess of None is "not attempted", and no guess is an error, of whatever type it is.  Numbers
-    are right within `tol` (None: 5 % of the answer; whole numbers exactly); anything else is right
-    if it is equal, where a tuple is a list, and a word alone is a list of one.
-    """
-    unit = f" {unit}" if unit else ""
-    if guess is None:
-        current().predictions[question] = None
-        told, style = f"{shown(answer)}{unit}  (not attempted: guess, and run again)", "dim"
-    else:
-        right = _right(guess, answer, tol)
-        current().predictions[question] = right
-        verdict, style = ("right", "green") if right else ("look again", "yellow")
-        said = (
-            repr(guess) if isinstance(guess, str) and not isinstance(answer, str) else shown(guess)
-        )
-        told = f"you said {said}{unit}, measured {shown(answer)}{unit}  ({verdict})"
-    say("predict  ", f"{question}: {told}", style)
-
-
-def _right(guess: Any, answer: Any, tol: float | None) -> bool:
-    try:
-        if tol is None:
-            tol = 0.0 if np.asarray(answer).dtype.kind in "iub" else 0.05 * abs(answer)
-        return bool(np.all(np.abs(np.asarray(guess) - np.asarray(answer)) <= tol))
-    except (TypeError, ValueError):  # not numbers
-        if isinstance(answer, list | tuple):
-            return _listed(guess) == _listed(answer)
-        return bool(np.all(guess == answer))
-
-
-def _listed(value: Any) -> list[Any]:
-    value = value.tolist() if isinstance(value, np.ndarray) else value
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def shown(value: Any) -> str:
@@ -172,5 +149,14 @@ def shown(value: Any) -> str:
 
 
 def say(label: str, text: str, style: str = "") -> None:
-    """Print a line that starts with a coloured word."""
-    console(sys.stdout, os.environ).print(Text.assemble((label, style), text), soft_wrap=True)
+    """Print a line that starts with a coloured word; what has no room goes on below its text."""
+    out = console(sys.stdout, os.environ)
+    room = max(out.width - len(label), 20)
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    rest = f"\n{' ' * len(label)}".join(lines)
+    out.print(Text.assemble((label, style), rest.replace("\xa0", " ")), soft_wrap=True)
+
+
+def unbroken(text: str) -> str:
+    """Return a few words that `say` keeps on one line."""
+    return text.replace(" ", "\xa0") if len(text) < 40 else text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import degrees, isnan
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +25,25 @@ from precsim.lesson.figures import save
 from precsim.observe.counters import total
 from precsim.runs.data import Batches
 from precsim.runs.results import Run
-from precsim.show.steps import ops_table
+from precsim.show.steps import KEY, OP_COLUMNS, TERMS, op_cells
 from precsim.show.style import power, share
-from precsim.show.terminal import console
+from precsim.show.terminal import console, table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from rich.table import Table
 
 TITLES = {True: "One step, and the ops that fare worst", False: "One step: no op is in trouble"}
 WORST = 6
 """Ops that are shown."""
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "error\nin u": {"rank": 1}, "format": {"rank": 2}, "NaN": {"heading": "not\nfinite"},
+}  # fmt: skip
+"""What is different in the table of a lesson: its text tells the format, and has no other word for
+what is infinite.
+"""
 
 HUES = {"zero": "#d9d9d9", "flushed": "#E69F00", "subnormal": "#F6D9A0", "normal": "#9FC9B5",
         "overflow": "#B0413E", "nan": "#5B2A86"}  # fmt: skip
@@ -90,13 +98,22 @@ def show_step(moment: Moment, worst: int = WORST, figure: str = "") -> Step:
     """
     step = take(moment)
     out = console(sys.stdout, os.environ)
-    out.print(ops_table(step.worst(worst), out.width))
+    out.print(_table(step.worst(worst), out.width))
+    out.print(f"\n{KEY}\n{TERMS}", style="dim")
     for line in sentences(step):
         out.print(line, soft_wrap=True)
     if figure:
         title = TITLES[any(complaint(op.counts) for op in step.ops)]
         save(draw_step(step, title), figure, facts(step))
     return step
+
+
+def _table(ops: list[Op], width: int) -> Table:
+    """Return the table of ops, without the shares that are zero in every row."""
+    cells = [op_cells(op) for op in ops]
+    told = [i for i in range(len(OP_COLUMNS)) if any(str(row[i]) != "0%" for row in cells)]
+    columns = [replace(column, **COLUMNS.get(column.heading, {})) for column in OP_COLUMNS]
+    return table([columns[i] for i in told], ([row[i] for i in told] for row in cells), width)
 
 
 def sentences(step: Step) -> list[str]:

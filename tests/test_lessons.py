@@ -1,6 +1,8 @@
 """Every lesson runs, holds what it claims, draws what it says; its exercises know right from wrong."""
 
+import contextlib
 import hashlib
+import io
 import json
 import runpy
 from pathlib import Path
@@ -21,13 +23,17 @@ MOST_LINES = 200
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Run each lesson once, in quick mode."""
+    """Run each lesson once, in quick mode, on a terminal of 80 columns; keep what it prints."""
     known = {}
 
     def get(head):
         if head.number not in known:
             folder = tmp_path_factory.mktemp(head.number)
-            known[head.number] = study(head, "quick", folder, answers=True)
+            said = io.StringIO()
+            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+                patch.setenv("COLUMNS", "80")
+                outcome = study(head, "quick", folder, answers=True)
+            known[head.number] = outcome, said.getvalue()
         return known[head.number]
 
     return get
@@ -40,19 +46,20 @@ def wrong(*_):
 
 @pytest.mark.parametrize("head", HEADS)
 def test_quick(head, outcomes):
-    outcome = outcomes(head)
+    outcome, said = outcomes(head)
     assert outcome.failed == ""
     assert outcome.session.checks
     assert None in outcome.session.predictions.values(), "a lesson leaves its guesses open"
     drawn = {path.stem for path in outcome.session.saved}
     assert drawn == set(head.writes), "the head names what the lesson draws"
+    assert max(map(len, said.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_exercises(head, outcomes):
     """The stub is untouched, the solution right, something else wrong."""
     answers = runpy.run_path(str(FOLDER / "solutions" / f"{head.number}.py"))
-    exercises = outcomes(head).session.exercises
+    exercises = outcomes(head)[0].session.exercises
     assert exercises, "a lesson has an exercise"
     for exercise in exercises:
         assert exercise.state == UNTOUCHED

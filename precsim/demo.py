@@ -262,7 +262,7 @@ def describe(config: TrainConfig, corpus: Corpus) -> list[str]:
     sizes = f"{config.layers} layer{'s' * (config.layers > 1)}, width {config.width}"
     what = (
         f"A GPT with {sizes} and a context of {config.context} learns {corpus!r} byte by byte: "
-        f"{config.steps} steps of {config.batch} x {config.context} bytes, the same for every run."
+        f"{config.steps} step{'s' * (config.steps > 1)} of {config.batch} x {config.context} bytes, the same for every run."
     )
     divided = (
         f"micro_batches = {config.micro_batches}: each loss is divided by it, as when that many "
@@ -297,6 +297,8 @@ def headline(outcomes: Mapping[str, Outcome]) -> str:
     lost = [name for name, o in outcomes.items() if not learned(o.summary, reference)]
     if not lost:
         return f"All {len(outcomes)} precisions learn"
+    if len(lost) > 2:  # a title has room for two names
+        return f"{len(lost)} of {len(outcomes)} precisions do not learn"
     return f"All learn but {' and '.join(RECIPES[name].title for name in lost)}"
 
 

@@ -17,6 +17,7 @@ from precsim import demo
 from precsim.cli import main
 from precsim.observe.counters import LOWEST
 from precsim.runs.data import load
+from precsim.show import plot
 
 RECIPES = ("fp32", "fp16")
 
@@ -70,6 +71,21 @@ def test_the_title_names_those_that_do_not_learn(outcomes):
     assert demo.headline(outcomes) == "All 2 precisions learn"
     worse = replace(outcomes["fp16"], summary=replace(outcomes["fp16"].summary, valid_loss=9.0))
     assert demo.headline({**outcomes, "fp16": worse}) == "All learn but fp16, no loss scaling"
+    lost = dict.fromkeys(("fp16", "bf16", "fp8"), worse)
+    assert demo.headline({**outcomes, **lost}) == "3 of 4 precisions do not learn"
+
+
+def test_the_labels_of_the_curves_are_the_losses_of_the_table(outcomes, config, tmp_path):
+    paths = demo.figures(config, outcomes, tmp_path)
+    figure = plot.redraw(next(path for path in paths if path.name == "demo_loss.json"))
+    said = " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+    low, high = sorted(outcome.summary.loss for outcome in outcomes.values())
+    assert f"all 2, see below\n{low:.3f} to {high:.3f}" in said
+
+
+def test_one_step_is_one(config, corpus):
+    assert ": 1 step of 16 x 32 bytes" in demo.describe(config.change(steps=1), corpus)[0]
+    assert ": 8 steps of" in demo.describe(config, corpus)[0]
 
 
 def test_samples_begin_with_the_prompt_where_the_text_has_its_letters(outcomes, config, tmp_path):

@@ -147,27 +147,27 @@ def test_the_heat_map_has_what_was_recorded(runs):
 
 def test_divergence_flags_the_first_abnormal_op_and_draws_what_has_no_number():
     axes = divergence(
-        error=[0.5, 4.0, "inf", 6.0], expected=[1, 1, 5, "inf"],
+        index=[0, 1, 2, 7], error=[0.5, 4.0, "inf", 6.0], expected=[1, 1, 5, "inf"],
         abnormal=[False, True, True, True], backward=1,
-        first={"index": 1, "path": "gradients/x/mul", "verdict": "generated here"},
+        first={"place": 1, "path": "gradients/x/mul", "verdict": "generated here"},
     )  # fmt: skip
     texts = [text.get_text() for text in axes.texts]
-    assert "first abnormal: gradients/x/mul\ngenerated here" in texts
+    assert "first abnormal op: 1, generated here\ngradients/x/mul" in texts
     ok, bad, beyond = (line for line in axes.get_lines() if line.get_marker() in "o^")
     assert ok.get_ydata().tolist() == [0.5]
     assert bad.get_xdata().tolist() == [1, 2, 3]
     assert beyond.get_xdata().tolist() == [2]
 
 
-def test_blame_bars_are_pairs_and_an_infinite_one_leaves_the_axis():
+def test_blame_bars_are_pairs_and_an_infinite_one_is_as_long_as_the_axis():
     rows = [
         {"site": "a", "alone": 0.3, "without": 0.1, "removes": 0.75},
         {"site": "b", "alone": "inf", "without": 0.4, "removes": 0.0},
     ]
     axes = blame_bars(rows=rows, total=0.4, u=0.125)
-    widths = [bar.get_width() for bar in axes.patches]
-    assert widths == [0.3, 0.1, 0.5, 0.4]
-    assert axes.get_xlim() == (0, 0.5)
+    end = axes.get_xlim()[1]
+    assert end > 0.4
+    assert [bar.get_width() for bar in axes.patches] == [0.3, 0.1, end, 0.4]
     assert "removes 75%" in {text.get_text() for text in axes.texts}
     assert "all low: 0.4 = 3.2 u" in {t.get_text() for t in axes.get_legend().get_texts()}
 
@@ -231,14 +231,14 @@ def test_the_loss_scale_has_a_cross_for_each_skip_and_names_its_op():
     assert flushed.get_lines()[0].get_ydata()[3] == 0.2
 
 
-def test_swamped_draws_the_share_of_each_step_and_says_how_it_ends(runs):
+def test_swamped_draws_the_share_of_each_step(runs):
     data = gallery.collect("swamped", [runs["low"]])["runs"][0]
     assert data["lost"] == runs["low"].steps["lost_updates"].tolist()
     assert data["format"] == "bf16"
     axes = swamped(runs=[data | {"lost": [0.5, "nan", 0.25, 0.75]}])
     raw, mean = axes.get_lines()
     assert raw.get_ydata().tolist() == [0.5, 0.25, 0.75]
-    assert mean.get_label() == "low (weights in bf16), 75% at the end"
+    assert mean.get_ydata().tolist() == [0.5, 0.25, 0.75]
 
 
 def test_runs_of_one_format_differ_in_line_style():

@@ -21,6 +21,9 @@ from precsim.runs.data import Corpus, DataError
 from precsim.runs.pretrained import save_weights
 from precsim.runs.schedule import difference
 
+LAST = 20
+"""Steps at a run's end whose mean training loss stands for the run: one step alone is noise."""
+
 
 class Columns(dict[str, np.ndarray]):
     """Numbers of the steps by name; a name that is none raises a `KeyError` that lists them."""
@@ -197,7 +200,7 @@ class Run:
         before = [change.after for change in self.changes if change.step <= step]
         return before[-1] if before else Policy.parse(self.config.policy)
 
-    def final_loss(self, last: int = 20) -> float:
+    def final_loss(self, last: int = LAST) -> float:
         """Return the mean training loss of the last steps; NaN once the weights are destroyed."""
         if not self.records or self.died_at is not None:
             return float("nan")

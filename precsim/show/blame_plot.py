@@ -7,13 +7,17 @@ from math import isfinite
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from precsim.analyse.blame import Blame
-from precsim.show.canvas import LIGHT, QUIET, RC, Data, new_axes
+from precsim.show.canvas import LIGHT, QUIET, RC, Data, key_above, new_axes
 from precsim.show.style import BLUE, OCHRE, VERMILLION, share
 
 WORST = 12
 """Sites that are drawn."""
+
+ON_BAR = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+"""Behind a text on a bar."""
 
 
 def blame_bars_data(found: Blame, most: int = WORST) -> Data:
@@ -32,22 +36,27 @@ def blame_bars(
 ) -> Axes:  # fmt: skip
     """Draw the error with only this site low, and what is left of the total with only it in fp64.
 
-    A dashed line is the total.  A bar that goes beyond the axis is infinite: the gradient has values
-    that are not finite.
+    A dashed line is the total; right of the axes stands what promoting a site removes of it.  A bar
+    that goes to the end of the axis is infinite, and says so: the gradient has values that are not
+    finite.
     """
     with rc_context(RC):
-        axes = axes or new_axes(1.9 + 0.46 * len(rows))
+        axes = axes or new_axes(2.0 + 0.46 * len(rows))
         known = [v for row in rows for v in (float(row["alone"]), float(row["without"]))]
         known = [v for v in (*known, float(total)) if isfinite(v)]
-        beyond = 1.25 * max(known, default=1.0) or 1.0
+        beyond = 1.15 * max(known, default=1.0) or 1.0
         for y, row in enumerate(rows):
             alone, without = (min(float(row[name]), beyond) for name in ("alone", "without"))
+            for name, at in (("alone", y - 0.19), ("without", y + 0.19)):
+                if not isfinite(float(row[name])):
+                    axes.annotate("not finite", (beyond, at), (-4, 0), textcoords="offset points",
+                                  ha="right", va="center", fontsize=8.5, bbox=ON_BAR)  # fmt: skip
             axes.barh(y - 0.19, alone, 0.36, color=VERMILLION, label="only this one low" * (not y))
             axes.barh(y + 0.19, without, 0.36, color=BLUE, hatch="////", edgecolor="white",
                       label="all low but this one" * (not y))  # fmt: skip
             text = f"removes {share(max(0.0, row['removes']))}"
-            axes.annotate(text, (without, y + 0.19), (4, 0), textcoords="offset points",
-                          va="center", fontsize=9.5, color=QUIET)  # fmt: skip
+            axes.annotate(text, (1, y), (6, 0), xycoords=("axes fraction", "data"), va="center",
+                          textcoords="offset points", fontsize=9.5, color=QUIET)  # fmt: skip
         if isfinite(float(total)):
             axes.axvline(float(total), color=OCHRE, linestyle=(0, (4, 3)), linewidth=1.5,
                          label=f"all low: {float(total):.2g} = {float(total) / u:.2g} u")  # fmt: skip
@@ -56,9 +65,8 @@ def blame_bars(
         axes.set_xlabel(
             f"error of the gradient\n(alone² adds up to {accounted:.0%} of the total's square)"
         )
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(axis="y", length=0)
         axes.xaxis.grid(visible=True, color=LIGHT)
-        axes.legend(frameon=False, fontsize=10.5, loc="upper left", ncols=3, columnspacing=1.2,
-                    bbox_to_anchor=(-0.25, -0.85 / (0.46 * len(rows) + 0.3)))  # fmt: skip
-        axes.set_title(title)
+        key_above(axes, title)
     return axes

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import log2
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import offset_copy
 
 RC: Any = {
     "axes.axisbelow": True,
@@ -55,6 +57,48 @@ def power_scale(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(2, numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"$2^{{{log2(y):.0f}}}$"))
     axes.yaxis.set_minor_locator(NullLocator())
+
+
+def step_axis(axes: Axes) -> None:
+    """Number the horizontal axis in whole steps, however few there are."""
+    axes.xaxis.set_major_locator(
+        MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1)
+    )
+
+
+KEY_SIZE = 11
+"""Points of the letters of a key above the axes."""
+
+
+def key_above(
+    axes: Axes, title: str, lift: float = 0.0, handles: Sequence[Any] | None = None
+) -> None:
+    """Put the legend between title and axes, where it cannot cover what is drawn.
+
+    As many entries stand side by side as there is room for.  `lift`: points below it that are free
+    for something else.
+    """
+    found = axes.get_legend_handles_labels()[0] if handles is None else list(handles)
+    labels = [str(one.get_label()) for one in found]
+    # The layout will widen the axes about so much.
+    across = 1.1 * axes.bbox.width / axes.figure.dpi * 72 / KEY_SIZE
+    columns = next((n for n in range(len(labels), 1, -1) if _key_width(labels, n) < across), 1)
+    rows = -(-len(labels) // columns)
+    if labels:
+        above = offset_copy(axes.transAxes, axes.get_figure(root=True), y=lift, units="points")
+        axes.legend(handles=found, frameon=False, fontsize=KEY_SIZE, loc="lower left",
+                    bbox_to_anchor=(0, 1), bbox_transform=above, ncols=columns,
+                    borderaxespad=0.3, columnspacing=1.5)  # fmt: skip
+    axes.set_title(title, pad=8 + lift + 1.65 * KEY_SIZE * rows)
+
+
+def _key_width(labels: Sequence[str], columns: int) -> float:
+    """Return about how wide a legend in so many columns is, in sizes of its letters.
+
+    A letter is 0.55 of its size wide; a line and the room around it take 4.5 of them.
+    """
+    parts = np.array_split(np.array([len(label) for label in labels]), columns)
+    return float(sum(0.55 * part.max() + 4.5 for part in parts))
 
 
 METADATA: Mapping[str, dict[str, Any]] = {

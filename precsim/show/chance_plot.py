@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from precsim.analyse.chance import Averaged
-from precsim.show.canvas import LIGHT, QUIET, RC, Data, new_axes, power_scale
+from precsim.show.canvas import LIGHT, QUIET, RC, Data, key_above, new_axes, power_scale
 from precsim.show.style import DASHED, SOLID, look
 
 STYLES = {"stochastic": (SOLID, "o", "by chance"), "nearest": (DASHED, "s", "to nearest")}
@@ -30,7 +30,7 @@ def chance(axes: Axes | None = None, *, rows: Sequence[Data], format: str, title
     """
     hue = look(format).hue
     with rc_context(RC):
-        axes = axes or new_axes(4.2)
+        axes = axes or new_axes(4.6)
         for row in rows:
             line, marker, words = STYLES[row["rounding"]]
             means = [_gap(mean) for mean in row["mean"]]
@@ -46,8 +46,7 @@ def chance(axes: Axes | None = None, *, rows: Sequence[Data], format: str, title
         power_scale(axes)
         axes.set(xlabel="K gradients averaged", ylabel="error of their mean")
         axes.yaxis.grid(visible=True, color=LIGHT)
-        axes.legend(frameon=False, fontsize=11.5, loc="best")
-        axes.set_title(title)
+        key_above(axes, title)
     return axes
 
 

@@ -17,7 +17,17 @@ from matplotlib.figure import Figure
 
 from precsim.analyse.twins import Drifts, Point
 from precsim.formats.registry import element_of, format
-from precsim.show.canvas import LIGHT, QUIET, RC, WIDTH, Data, new_axes, power_scale
+from precsim.show.canvas import (
+    LIGHT,
+    QUIET,
+    RC,
+    WIDTH,
+    Data,
+    key_above,
+    new_axes,
+    power_scale,
+    step_axis,
+)
 from precsim.show.ranges import Floats
 from precsim.show.style import look, looks
 
@@ -78,7 +88,7 @@ def local_error(
     of its format.  `quantity`: "rho" or "angle".  Zeros and what is not finite leave gaps.
     """
     with rc_context(RC):
-        axes = axes or new_axes(4.2)
+        axes = axes or new_axes(4.6)
         for run, style in zip(runs, looks([run["format"] for run in runs]), strict=True):
             steps = run["step"]
             low, middle, high = (
@@ -100,33 +110,34 @@ def local_error(
 def distance(axes: Axes | None = None, *, runs: Sequence[Data], title: str = "") -> Axes:
     """Draw how far the weights are from the float64 twin's, relative to the way that it has come.
 
-    The band below each line is what one error as large as a step's has become by then, grown as
-    the control twin's has: what lies above it has been added by rounding since.
+    The dotted line of each is what one error as large as a step's has become by then, grown as the
+    control twin's has: what lies above it has been added by rounding since.  Of a single run the
+    band below it is shaded; several would mix their hues.
     """
     with rc_context(RC):
-        axes = axes or new_axes(4.2)
+        axes = axes or new_axes(4.6)
         for run, style in zip(runs, looks([run["format"] for run in runs]), strict=True):
             axes.plot(run["step"], _positive(run["chaos"]), color=style.hue, linewidth=1,
                       linestyle=(0, (1, 1.5)))  # fmt: skip
             axes.plot(run["step"], _positive(run["distance"]), color=style.hue,
                       linestyle=style.line, linewidth=2.2, marker="o", markersize=4,
                       label=_label(run))  # fmt: skip
+        axes.plot([], [], color=QUIET, linewidth=1, linestyle=(0, (1, 1.5)),
+                  label="one kick, grown as the control twin's")  # fmt: skip
         _finish(axes, "weights apart,\nof the way", title)
-        floor = axes.get_ylim()[0]
-        for run in runs:
-            chaos = _positive(run["chaos"])
-            axes.fill_between(run["step"], np.full(len(chaos), floor), chaos, alpha=0.12,
-                              color=look(run["format"]).hue, linewidth=0)  # fmt: skip
-        axes.set_ylim(floor, axes.get_ylim()[1] * 1.3)
-        axes.text(0.99, 0.03, "shaded: one kick, grown as the control twin's",
-                  transform=axes.transAxes, ha="right", color=QUIET, fontsize=11)  # fmt: skip
+        if len(runs) == 1:
+            floor, top = axes.get_ylim()
+            chaos = _positive(runs[0]["chaos"])
+            axes.fill_between(runs[0]["step"], np.full(len(chaos), floor), chaos, alpha=0.12,
+                              color=look(runs[0]["format"]).hue, linewidth=0)  # fmt: skip
+            axes.set_ylim(floor, top)
     return axes
 
 
 def split(axes: Axes | None = None, *, run: Data, title: str = "") -> Axes:
     """Draw the two parts of a gradient's drift from the twin's: rounding now, weights moved."""
     with rc_context(RC):
-        axes = axes or new_axes(4.2)
+        axes = axes or new_axes(4.6)
         hue = look(run["format"]).hue
         axes.plot(run["step"], _positive(run["now"]), color=hue, linewidth=2.2, marker="o",
                   markersize=4, label="rounding now")  # fmt: skip
@@ -140,7 +151,7 @@ def split(axes: Axes | None = None, *, run: Data, title: str = "") -> Axes:
 def drift(*, run: Data, title: str = "") -> Figure:
     """Draw a run's drift in three panels: local error, split of the whole, weights apart."""
     with rc_context(RC):
-        figure = Figure(figsize=(WIDTH, 9.0), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 9.8), layout="constrained")
         top, middle, bottom = figure.subplots(3, 1, sharex=True)
         local_error(top, runs=[run], title=title)
         split(middle, run=run)
@@ -154,8 +165,8 @@ def _finish(axes: Axes, ylabel: str, title: str) -> None:
     power_scale(axes)
     axes.set(xlabel="step", ylabel=ylabel)
     axes.yaxis.grid(visible=True, color=LIGHT)
-    axes.legend(frameon=False, fontsize=11.5, loc="best")
-    axes.set_title(title)
+    step_axis(axes)
+    key_above(axes, title)
 
 
 def _label(run: Data) -> str:

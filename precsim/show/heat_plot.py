@@ -11,10 +11,10 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from precsim.runs.columns import OpTable
-from precsim.show.canvas import RC, Data, new_axes
+from precsim.show.canvas import RC, Data, new_axes, step_axis
 from precsim.show.style import share
 
 MOST_ROWS, MOST_COLUMNS = 40, 200
@@ -67,7 +67,8 @@ def heat_map(
 ) -> Axes:  # fmt: skip
     """Draw a value for each op and step, darker where it is larger, on a logarithmic scale.
 
-    White is zero; grey has no value.  Shares go from a thousandth to one, errors from their least.
+    White is zero; grey is no number.  Shares go from a thousandth to one, and smaller ones look like
+    it; errors go from their least.
     """
     grid = np.array([[float(v) for v in row] for row in values]).reshape(len(paths), len(steps))
     parts = column.endswith("_share")
@@ -78,15 +79,16 @@ def heat_map(
         shown = np.where(grid > 0, grid, np.nan)
         low, high = (1e-3, 1.0) if parts else _limits(shown)
         colours = colormaps["viridis_r"].with_extremes(under="white", bad="#d0d0d0")
+        seen = np.where(grid > 0, np.maximum(grid, low), np.where(grid == 0, low / 2, np.nan))
         mesh = axes.pcolormesh(
-            _edges(steps), np.arange(len(paths) + 1) - 0.5,
-            np.ma.masked_invalid(np.where(grid > 0, grid, np.where(grid == 0, low / 2, np.nan))),
+            _edges(steps), np.arange(len(paths) + 1) - 0.5, np.ma.masked_invalid(seen),
             norm=LogNorm(low, high), cmap=colours,
         )  # fmt: skip
         bar = figure.colorbar(mesh, ax=axes, aspect=30, pad=0.02)
-        bar.ax.yaxis.set_major_formatter(
-            FuncFormatter(lambda v, _: share(v) if parts else f"{v:g}")
-        )
+        if high < 30 * low:  # there may be no power of ten between
+            bar.ax.yaxis.set_major_locator(LogLocator(10, subs=(1, 1.5, 2, 3, 5, 7)))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: _level(v, low, parts=parts)))
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
         bar.set_label((LABELS | OTHERS)[column], fontsize=11)
         axes.set_yticks(range(len(paths)), paths, fontsize=8)
         axes.set_ylim(max(len(paths), 1) - 0.5, -0.5)
@@ -94,9 +96,19 @@ def heat_map(
             axes.text(0.5, 0.5, "nowhere", transform=axes.transAxes, ha="center", va="center")
         axes.tick_params(axis="y", length=0)
         more = f" ({left_out} more ops have some)" if left_out else ""
-        axes.set_xlabel(f"step{more}")
+        key = ["white: 0"] * bool((grid == 0).any())
+        key += ["grey: no number"] * (not np.isfinite(grid).all())
+        axes.set_xlabel("\n".join([f"step{more}", ", ".join(key)]).rstrip())
+        step_axis(axes)
         axes.set_title(title)
     return axes
+
+
+def _level(value: float, low: float, *, parts: bool) -> str:
+    """Return a number beside the colours: the least share stands for all that are smaller."""
+    if not parts:
+        return f"{value:g}"
+    return f"\N{LESS-THAN OR EQUAL TO} {share(low)}" if value <= low else share(value)
 
 
 def _edges(steps: Sequence[int]) -> list[float]:

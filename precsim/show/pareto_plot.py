@@ -11,7 +11,7 @@ from matplotlib.ticker import PercentFormatter
 
 from precsim.analyse.moment import Site
 from precsim.analyse.search import Found
-from precsim.show.canvas import LIGHT, QUIET, RC, Data, new_axes, power_scale
+from precsim.show.canvas import LIGHT, RC, Data, key_above, new_axes, power_scale
 from precsim.show.style import BLUE, GREY, OCHRE, VERMILLION
 
 FAR = 64
@@ -69,7 +69,7 @@ def pareto(
     gradient is not finite, or exact, are not drawn; errors far below the tolerance are off the axis.
     """
     with rc_context(RC):
-        axes = axes or new_axes(4.4)
+        axes = axes or new_axes(4.8)
         drawn = [i for i, e in enumerate(error) if isfinite(float(e)) and e > 0]
         axes.plot([cost[i] for i in drawn], [error[i] for i in drawn], "o", color=GREY, alpha=0.6,
                   markersize=5, label=f"{len(cost)} sets tried")  # fmt: skip
@@ -88,9 +88,8 @@ def pareto(
             axes.set_ylim(bottom=max(axes.get_ylim()[0], tolerance / FAR))
         axes.set_xlim(-0.03, 1.03)
         axes.xaxis.set_major_formatter(PercentFormatter(1))
-        axes.set(xlabel="values kept high (of those that the step rounds; a count, not a time)",
+        axes.set(xlabel="values kept high, of those that the step rounds\n(a count, not a time)",
                  ylabel="error of the gradient")  # fmt: skip
         axes.yaxis.grid(visible=True, color=LIGHT)
-        axes.legend(frameon=False, fontsize=11, loc="best", labelcolor=QUIET)
-        axes.set_title(title)
+        key_above(axes, title)
     return axes

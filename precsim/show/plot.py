@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from precsim.runs.lines import dump
-from precsim.show.canvas import LIGHT, QUIET, RC, WIDTH, Data, write
+from precsim.runs.results import LAST
+from precsim.show.canvas import LIGHT, QUIET, RC, WIDTH, Data, step_axis, write
 from precsim.show.ranges import (
     Floats,
     exponent_histogram,
@@ -34,6 +35,9 @@ __all__ = [
     "format_range", "loss_curves", "range_ladder", "redraw", "running_mean", "save", "spread",
 ]  # fmt: skip
 
+LEAST = 0.1
+"""Nats that the axis of the loss spans at least: what is less apart looks equal."""
+
 NEAR = 0.5
 """Nats above the reference up to which a run is drawn in the panel of small differences."""
 
@@ -47,16 +51,19 @@ def loss_curves(
     """Draw training losses against the step: raw values faint, their running mean on top.
 
     Each run is ``{"title", "format", "losses"}``, with ``"line"``, a matplotlib line style, where
-    it is not the format's own.  A NaN or infinite loss ends the curve, and its label says so; the
-    other labels give the last mean, over a twentieth of the longest run.  `guess` is the loss of
-    guessing evenly.  With the title of a `reference` run there is a second panel: how far the
-    others are above it on the same batches, for those that stay near enough to be seen in it.
+    it is not the format's own.  The mean is over the last `LAST` steps, so that a curve ends at the
+    loss that tables of runs have, which its label gives to as many digits.  A NaN or infinite loss
+    ends the curve, and its label says so.  `guess` is the loss of guessing evenly.  With the title of
+    a `reference` run there is a second panel: how far the others are above it on the same batches,
+    for those that stay near enough to be seen in it.
     """
     longest = max((len(run["losses"]) for run in runs), default=1)
-    means = [running_mean(_floats(run["losses"]), max(1, longest // 20)) for run in runs]
+    means = [running_mean(_floats(run["losses"]), LAST) for run in runs]
     base = next((m for run, m in zip(runs, means, strict=True) if run["title"] == reference), None)
     gaps = [_gap(mean, base) for mean in means] if base is not None else []
-    near = [bool(len(gap)) and abs(gap[-1]) < NEAR for gap in gaps] or [False] * len(runs)
+    near = [bool(len(gap)) and abs(gap[-1]) < NEAR for gap in gaps]
+    if sum(near) < 2:  # the reference alone is no panel
+        near = [False] * len(runs)
     with rc_context(RC):
         figure = Figure(figsize=(WIDTH, 6.0 if any(near) else 4.5), layout="constrained")
         panels = figure.subplots(
@@ -68,18 +75,21 @@ def loss_curves(
             losses = _floats(run["losses"])
             top.plot(_steps(losses), losses, color=look(run["format"]).hue, alpha=0.15, lw=0.8)
             _curve(top, run, mean)
-        top.set(xlim=(0, longest), ylim=_loss_range(means, guess))
-        top.set_ylabel("training loss\n(nats per byte)")
+        top.set(xlim=(0, longest), ylim=_loss_range([_floats(r["losses"]) for r in runs], guess))
+        top.set_ylabel(f"training loss, mean of\n{LAST} steps (nats per byte)")
+        labels = _loss_labels(runs, means, near)
         if guess is not None:
             top.axhline(guess, color=GREY, linestyle=(0, (5, 3)), linewidth=1.2)
-            _note(top, f"guessing evenly: {guess:.2f}", (longest, guess), ha="right")
-        _label_ends(top, _loss_labels(runs, means, near))
+            labels.append((longest, guess, f"guessing evenly: {guess:.2f}", QUIET))
+        _label_ends(top, labels)
         top.set_title(title)
         if any(near):
             close = [(run, gap) for run, gap, keep in zip(runs, gaps, near, strict=True) if keep]
-            _draw_gaps(panels[1], close, reference)
+            assert base is not None
+            _draw_gaps(panels[1], close, reference, float(base[-1]))
         for axes in panels:
             axes.yaxis.grid(visible=True, color=LIGHT)
+        step_axis(panels[-1])
         panels[-1].set_xlabel("step")
     return figure
 
@@ -127,16 +137,13 @@ def _floats(values: Iterable[Any]) -> Floats:
     return np.array([float(v) for v in values], dtype=float)
 
 
-def _loss_range(means: Sequence[Floats], guess: float | None) -> tuple[float, float]:
+def _loss_range(losses: Sequence[Floats], guess: float | None) -> tuple[float, float]:
     """Return the losses between which curves are drawn: a run that explodes leaves at the top."""
-    finite = [mean[np.isfinite(mean)] for mean in means]
-    lows = [float(mean.min()) for mean in finite if mean.size]
-    highs = [float(mean.max()) for mean in finite if mean.size]
-    low = min(lows, default=0.0)
-    high = max(highs, default=1.0)
+    finite = np.concatenate([run[np.isfinite(run)] for run in losses] or [np.zeros(0)])
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     if guess is not None:
-        high = max(min(high, 2 * guess), guess)
-    room = 0.06 * (high - low) or 1.0
+        low, high = min(low, guess), max(min(high, 2 * guess), guess)
+    room = max(0.06 * (high - low), (LEAST - (high - low)) / 2)
     return max(0.0, low - room), high + room
 
 
@@ -154,7 +161,9 @@ def _gap(mean: Floats, base: Floats) -> Floats:
 def _curve(axes: Axes, run: Data, values: Floats) -> None:
     style = look(run["format"])
     line = run.get("line") or style.line
-    axes.plot(_steps(values), values, color=style.hue, linestyle=line, linewidth=2.2)
+    alone = np.isfinite(values).sum() == 1  # which a line without a marker would not show
+    axes.plot(_steps(values), values, color=style.hue, linestyle=line, linewidth=2.2,
+              marker="o" if alone else "", clip_on=not alone)  # fmt: skip
 
 
 def _loss_labels(
@@ -171,17 +180,21 @@ def _loss_labels(
         if elsewhere:
             together.append(float(mean[end]))
             continue
-        says = f"{mean[end]:.2f}" if end + 1 == len(mean) else f"dead at step {end + 2}"
+        says = f"{mean[end]:.3f}" if end + 1 == len(mean) else f"dead at step {end + 2}"
         text = f"{run['title']}\n{says}"
         labels.append((end + 1, float(mean[end]), text, look(run["format"]).hue))
     if together:
-        low, high = min(together), max(together)
-        text = f"{len(together)} others, see below\n{low:.2f} to {high:.2f}"
+        who = f"all {len(runs)}" if len(together) == len(runs) else f"{len(together)} others"
+        ends = dict.fromkeys(f"{end:.3f}" for end in (min(together), max(together)))
+        text = f"{who}, see below\n{' to '.join(ends)}"
         labels.append((len(means[0]), sum(together) / len(together), text, "#333333"))
     return labels
 
 
-def _draw_gaps(axes: Axes, close: Sequence[tuple[Data, Floats]], reference: str) -> None:
+def _draw_gaps(
+    axes: Axes, close: Sequence[tuple[Data, Floats]], reference: str, base: float
+) -> None:
+    """Draw how far runs are above the reference, whose last mean is `base`."""
     for run, gap in close:
         _curve(axes, run, gap)
     # The first steps are not typical, and would take the room from the rest.
@@ -190,15 +203,20 @@ def _draw_gaps(axes: Axes, close: Sequence[tuple[Data, Floats]], reference: str)
     room = 0.15 * (high - low)
     axes.set(ylim=(low - room, high + room))
     axes.set_ylabel(f"above\n{reference}")
-    ends = [(len(g), float(g[-1]), _gap_text(r, g), look(r["format"]).hue) for r, g in close]
+    ends = [(len(g), float(g[-1]), _gap_text(r, g, base), look(r["format"]).hue) for r, g in close]
     _label_ends(axes, ends)
 
 
-def _gap_text(run: Data, gap: Floats) -> str:
-    """Return a label with the last gap, with a minus sign as wide as the plus."""
+def _gap_text(run: Data, gap: Floats, base: float) -> str:
+    """Return a label with the last gap, between the two losses as tables round them.
+
+    Its minus sign is as wide as the plus; equal losses have neither.
+    """
     if not gap.any():
         return str(run["title"])
-    return f"{run['title']} {gap[-1]:+.2f}".replace(" -", " \N{MINUS SIGN}")
+    apart = round(base + float(gap[-1]), 3) - round(base, 3)
+    number = f"{apart:+.3f}" if abs(apart) > 5e-4 else "0.000"
+    return f"{run['title']} {number}".replace(" -", " \N{MINUS SIGN}")
 
 
 def _label_ends(axes: Axes, labels: Sequence[Label]) -> None:
@@ -231,10 +249,3 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
         places[index] = min(places[index], ceiling)
         ceiling = places[index] - gap
     return places
-
-
-def _note(axes: Axes, text: str, at: tuple[float, float], ha: Any = "left") -> None:
-    offset = (-4, 4) if ha == "right" else (4, 4)
-    axes.annotate(
-        text, at, offset, textcoords="offset points", ha=ha, va="bottom", color=QUIET, fontsize=11.5
-    )

@@ -16,10 +16,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
 from precsim.formats.registry import AnyFormat, element_of
 from precsim.formats.registry import format as resolve
-from precsim.show.canvas import LIGHT, RC, WIDTH, Data
+from precsim.show.canvas import LIGHT, RC, WIDTH, Data, key_above
 from precsim.show.style import GREY, look, share
 
 HATCH = "/////"
+
+ASIDE = 5
+"""Octaves between the peak of a histogram and its label."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -69,7 +72,7 @@ def range_ladder(*, ranges: Sequence[Data], title: str = "") -> Figure:
     A range that goes on beyond the axis ends in an arrow.
     """
     with rc_context(RC):
-        figure = Figure(figsize=(WIDTH, 1.5 + 0.36 * len(ranges)), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 1.9 + 0.36 * len(ranges)), layout="constrained")
         axes = figure.add_subplot()
         _draw_ranges(axes, ranges, (-158.0, 140.0))
         axes.set_xlabel("magnitude")
@@ -80,10 +83,9 @@ def range_ladder(*, ranges: Sequence[Data], title: str = "") -> Figure:
             Patch(
                 facecolor="white", edgecolor=GREY, hatch=HATCH, label="evenly spaced: error grows"
             ),
-            Patch(facecolor="none", label="outside: 0 or overflow"),
+            Patch(facecolor="none", edgecolor=LIGHT, label="outside: 0 or overflow"),
         ]
-        axes.legend(handles=patches, loc="center left", frameon=False, fontsize=11)
-        axes.set_title(title)
+        key_above(axes, title, handles=patches)
     return figure
 
 
@@ -114,11 +116,18 @@ def flushed_share(lowest: int, counts: npt.ArrayLike, fmt: str | AnyFormat) -> f
 
 
 def _exponent_limits(lowest: int, counts: Floats, shift: float) -> tuple[float, float]:
-    """Return the exponents between which all but two in a thousand values lie, with room around."""
+    """Return the exponents between which all but two in a thousand values lie, with room around.
+
+    For their labels there is a quarter of the axis left of the peak, and a third right of where the
+    loss scale moves it.
+    """
     below = np.cumsum(counts) / (counts.sum() or 1.0)
     first = lowest + int(np.searchsorted(below, 0.001))
     last = lowest + int(np.searchsorted(below, 0.999))
-    return float(min(first - 4, -40)), float(max(last + shift + 4, 42))
+    peak = lowest + int(counts.argmax())
+    left, right = float(min(first - 4, -40)), float(max(last + shift + 4, 42))
+    left = min(left, (peak - ASIDE - right / 4) / 0.75)
+    return left, max(right, (peak + shift + ASIDE - left / 3) * 1.5)
 
 
 def _draw_counts(axes: Axes, lowest: int, counts: Floats, label: str, loss_scale: float) -> None:
@@ -128,7 +137,7 @@ def _draw_counts(axes: Axes, lowest: int, counts: Floats, label: str, loss_scale
     peak, top = edges[shares.argmax()] + 0.5, float(shares.max())
     axes.stairs(shares, edges, fill=True, color="#a3a3a3")
     axes.set(ylabel="% of the values", ylim=(0, 1.1 * top or 1))
-    axes.text(peak - 5, 0.75 * top, label, ha="right", va="center")
+    axes.text(peak - ASIDE, 0.75 * top, label, ha="right", va="center")
     if loss_scale > 1:
         by = log2(loss_scale)
         hue = look("fp16").hue
@@ -138,7 +147,7 @@ def _draw_counts(axes: Axes, lowest: int, counts: Floats, label: str, loss_scale
             arrowprops={"arrowstyle": "-|>", "color": hue, "linewidth": 1.6},
         )  # fmt: skip
         moved = f"times the loss scale $2^{{{by:g}}}$"
-        axes.text(peak + by + 5, 0.75 * top, moved, color=hue, ha="left", va="center")
+        axes.text(peak + by + ASIDE, 0.75 * top, moved, color=hue, ha="left", va="center")
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.tick_params(labelbottom=False)
 

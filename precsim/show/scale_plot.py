@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from precsim.analyse.timeline import Timeline
-from precsim.show.canvas import LIGHT, QUIET, RC, WIDTH, Data
+from precsim.show.canvas import LIGHT, QUIET, RC, WIDTH, Data, step_axis
 from precsim.show.style import BLUE, GREEN, OCHRE, VERMILLION
 
 NAMED = 4
@@ -41,6 +41,7 @@ def scale_timeline(
         _draw_headroom(middle, steps, headroom)
         _draw_flushed(bottom, steps, flushed)
         bottom.set_xlabel("step")
+        step_axis(bottom)
         for axes in (top, middle, bottom):
             axes.yaxis.grid(visible=True, color=LIGHT)
         top.set_title(title)
@@ -66,7 +67,8 @@ def _draw_scale(
         for path, found in list(named.items())[:NAMED]
     ]
     if len(named) > NAMED:
-        lines.append(f"and at {len(named) - NAMED} more ops")
+        more = len(named) - NAMED
+        lines.append(f"and at {more} more op{'s' * (more > 1)}")
     if any(skip["calibration"] for skip in skips):
         lines.append("small crosses: while it finds its scale")
     lines += [alarm] * bool(alarm)
@@ -74,9 +76,10 @@ def _draw_scale(
               fontsize=9.5, color=QUIET, linespacing=1.4,
               bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8})  # fmt: skip
     low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.5, high + 0.5 + 0.16 * len(lines) * (high - low))
+    low, high = low - 0.5, high + 0.5
+    axes.set_ylim(low, high + 0.1 * len(lines) * (high - low))
     axes.set_ylabel("loss scale")
-    axes.yaxis.set_major_locator(MaxNLocator(7, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(7, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"$2^{{{y:g}}}$"))
 
 
@@ -93,10 +96,16 @@ def _draw_flushed(axes: Axes, steps: Sequence[int], flushed: Sequence[Any]) -> N
     shares = np.array([float(f) for f in flushed])
     axes.fill_between(steps, 0, shares, color=OCHRE, alpha=0.35, linewidth=0)
     axes.plot(steps, shares, color=OCHRE, linewidth=1.5)
-    axes.set_ylim(0, max(0.01, axes.get_ylim()[1]))
+    # The axis ends with the data, so that a share of a hundredth of a percent is seen, too.
+    axes.set_ylim(0, 1.1 * float(np.nanmax(shares, initial=0.0)) or 0.01)
     axes.set_ylabel("backward\nflushed")
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _percent(y)))
+
+
+def _percent(part: float) -> str:
+    """Return a share in percent without an exponent, however small it is."""
+    return f"{100 * part:.9f}".rstrip("0").rstrip(".") + "%"
 
 
 def _logarithms(scale: Sequence[float]) -> np.ndarray:

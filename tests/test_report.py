@@ -311,6 +311,15 @@ def test_runs_of_different_length_are_said_to_be_that(folder, tmp_path):
         assert "trained on zen for up to 8 steps of" in Text(rendered(tmp_path, *which)).text
 
 
+def test_runs_on_other_data_are_told_apart_and_not_compared(folder, tmp_path):
+    ps.train(tiny(data="reverse", context=16, steps=2), out=tmp_path / "task")
+    (tmp_path / "scaled").symlink_to(folder / "scaled")
+    read = Text(rendered(tmp_path, "scaled", "task"))
+    assert " 8 bytes. That is scaled: data, context differ between the runs." in read.text
+    loss = ps.open(tmp_path / "task").valid_loss()
+    assert f"task ends with a validation loss of {loss:.2f} (guessing: 2.40)" in read.text
+
+
 def test_names_tell_runs_apart():
     assert names([Path("a/x"), Path("b/y")]) == ["x", "y"]
     assert names([Path("a/x"), Path("b/x")]) == ["a/x", "b/x"]

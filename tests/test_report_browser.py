@@ -1,8 +1,7 @@
 """The report in a browser: it loads nothing, its player slides, its cells open, without a word of error."""
 
-import shutil
-
 import pytest
+from report_tabs import chromium, needs_chromium, opened, slide
 from tiny_runs import tiny
 
 import precsim as ps
@@ -10,13 +9,7 @@ from precsim.report import page
 from precsim.report.collect import collect
 from precsim.runs.summary import summarize
 
-playwright = pytest.importorskip("playwright.sync_api")
-pytest.importorskip("jinja2")
-pytest.importorskip("plotly")
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to look with")
+pytestmark = needs_chromium
 
 EVIL = "<img src=x onerror=alert(1)>"
 LOW = "activations=e4m3 gradients=e4m3 weight_gradients=e4m3 master_weights=fp32"
@@ -24,10 +17,8 @@ LOW = "activations=e4m3 gradients=e4m3 weight_gradients=e4m3 master_weights=fp32
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as engine:
-        started = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +51,6 @@ def view(browser, file):
     yield tab
     tab.close()
     assert wrong == []
-
-
-def slide(view, to):
-    view.eval_on_selector(
-        "#slider", "(s, to) => { s.value = to; s.dispatchEvent(new Event('input')); }", to
-    )
 
 
 def test_the_slider_shows_each_step_with_its_ops(view, runs):
@@ -107,11 +92,11 @@ def test_buttons_filters_and_keys(view):
     flushed = view.locator("#rows tr[data-op] td:nth-child(4)").first.inner_text()
     assert float(flushed.strip("<%")) > 50
     view.focus("#list")
-    before = view.locator("tr[aria-selected=true]").get_attribute("data-op")
+    before = view.locator("tr[aria-current]").get_attribute("data-op")
     for _ in range(3):
         view.keyboard.press("ArrowDown")
-    assert view.locator("tr[aria-selected=true]").count() == 1
-    assert view.locator("tr[aria-selected=true]").get_attribute("data-op") != before
+    assert view.locator("tr[aria-current]").count() == 1
+    assert view.locator("tr[aria-current]").get_attribute("data-op") != before
 
 
 def test_the_op_under_the_pointer_has_its_exponents_shown(view, runs):
@@ -120,7 +105,7 @@ def test_the_op_under_the_pointer_has_its_exponents_shown(view, runs):
     row.hover()
     path = row.locator("td:first-child").get_attribute("title")
     view.wait_for_selector(f"#name:has-text('{path}')")
-    assert view.locator("tr[aria-selected=true] td:first-child").get_attribute("title") == path
+    assert view.locator("tr[aria-current] td:first-child").get_attribute("title") == path
     view.wait_for_timeout(100)
     ops = runs[EVIL].ops(5)
     counts = ops["histogram"][4]
@@ -178,7 +163,7 @@ def test_a_pointer_at_rest_chooses_nothing_when_the_list_scrolls_under_it(view):
         view.keyboard.press("ArrowDown")
     view.wait_for_timeout(500)
     assert view.evaluate("document.getElementById('list').scrollTop") > 0
-    assert view.locator("tr[aria-selected=true]").get_attribute("data-op") == wanted
+    assert view.locator("tr[aria-current]").get_attribute("data-op") == wanted
 
 
 def test_the_op_in_trouble_and_those_behind_skips_are_a_click_away(view, runs):
@@ -218,19 +203,8 @@ def test_another_run_is_shown_at_the_same_step_and_op(view, runs):
     for label in ("other", EVIL):
         view.select_option("#run", label=label)
         assert view.locator("#where").inner_text() == "step 2"
-        chosen = view.locator("tr[aria-selected=true] td:first-child")
+        chosen = view.locator("tr[aria-current] td:first-child")
         assert chosen.get_attribute("title") == path
-
-
-def opened(browser, found, folder):
-    """A page about some runs by name, once it is ready."""
-    path = folder / "report.html"
-    shown = [collect(run, name, rows=9000, points=1) for name, run in found.items()]
-    path.write_text(page.render(shown, "again"), "utf-8")
-    tab = browser.new_page(viewport={"width": 1200, "height": 900})
-    tab.goto(path.as_uri())
-    tab.wait_for_selector("html[data-ready=yes]", state="attached", timeout=60_000)
-    return tab
 
 
 def test_a_run_that_lacks_the_step_is_shown_at_the_nearest(browser, tmp_path):

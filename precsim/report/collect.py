@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from precsim.show.terminal import format_of
 
 POINTS = 1500
 """Points of a curve: of a longer run every so many steps are drawn."""
+
+TASKS = ("reverse", "markov2")
+"""Built-in data that is no text."""
 
 LONGEST_TIMELINE = 3000
 """Steps of a run up to which the op behind each skip is looked up."""
@@ -58,6 +62,16 @@ class Collected:
     def scaled(self) -> bool:
         """Whether the run has a loss scale to speak of."""
         return any(r.scale != 1 or r.skipped for r in self.records)
+
+    @property
+    def observed(self) -> bool:
+        """Whether what rounding flushed and lost was counted in any step."""
+        return not all(isnan(r.flushed) for r in self.records)
+
+    @property
+    def unit(self) -> str:
+        """What one token of the data is called: text is bytes."""
+        return "token" if self.config.data in TASKS else "byte"
 
 
 def collect(

@@ -27,7 +27,8 @@ from precsim.observe.counters import LOWEST, OpCounts
 from precsim.report.collect import Collected, hue
 from precsim.runs.files import RunError
 from precsim.runs.lines import dump
-from precsim.runs.results import StepRecord
+from precsim.runs.results import StepRecord, Trouble
+from precsim.runs.summary import Summary
 from precsim.show.drift_table import sentences
 from precsim.show.html import COLOURS, HEADINGS, cells, key
 from precsim.show.ranges import format_range
@@ -69,10 +70,9 @@ def render(runs: Sequence[Collected], again: str) -> str:
     templates = files("precsim.report") / "templates"
     parts = {name: Markup((templates / name).read_text("utf-8"))
              for name in ("report.css", "report.js")}  # fmt: skip
-    reference = runs[0].summary if len(runs) > 1 else None
     return environment.get_template("report.html").render(
         runs=runs,
-        verdicts=[verdict(run.summary, reference) for run in runs],
+        verdicts=[verdict(run.summary, _reference(run, runs)) for run in runs],
         sparks=[spark([r.loss for r in run.records]) for run in runs],
         tables=[_static_ops(run) for run in runs],
         steps=[_static_steps(run) for run in runs],
@@ -131,6 +131,7 @@ def _data(runs: Sequence[Collected]) -> dict[str, Any]:
         "phases": dict(PHASES),
         "colours": COLOURS,
         "lowest": LOWEST,
+        "unit": _unit(runs),
         "ladder": LADDER,
         "formats": {name: _format(name) for name in sorted(names)},
         "runs": [
@@ -139,7 +140,7 @@ def _data(runs: Sequence[Collected]) -> dict[str, Any]:
                 "hue": hue(run.format),
                 "guess": run.summary.guess,
                 "scaled": run.scaled,
-                "trouble": run.summary.trouble.step if run.summary.trouble else None,
+                "trouble": _trouble(run.summary.trouble),
                 "curves": run.curves,
                 "changes": run.changed_at,
                 "skips": {skip.step: [skip.path, skip.count, skip.n] for skip in run.skips},
@@ -154,6 +155,22 @@ def _data(runs: Sequence[Collected]) -> dict[str, Any]:
             for run in runs
         ],
     }  # fmt: skip
+
+
+def _reference(run: Collected, runs: Sequence[Collected]) -> Summary | None:
+    """Return what a run is compared with: the first one, where that learns the same data."""
+    alike = len(runs) > 1 and run.config.data == runs[0].config.data
+    return runs[0].summary if alike else None
+
+
+def _unit(runs: Sequence[Collected]) -> str:
+    """Return what losses are given for; a byte is a token, where both occur."""
+    units = {run.unit for run in runs}
+    return units.pop() if len(units) == 1 else "token"
+
+
+def _trouble(first: Trouble | None) -> dict[str, Any] | None:
+    return {"step": first.step, "path": first.path} if first else None
 
 
 def _twin(run: Collected) -> list[dict[str, Any]]:
@@ -197,9 +214,11 @@ def _op(place: list[Any], columns: dict[str, Any], row: int) -> Op:
     path, call, fmt = place
     count = {name: columns[name][row] for name in OF_BOTH}
     counts = OpCounts(path=path, call=call, format=fmt, u=1.0, **count)
-    counts.overflowed, counts.nonfinite_in = columns["overflow"][row], columns["nan"][row]
+    counts.saturated, counts.nonfinite_in = columns["saturated"][row], columns["nan"][row]
+    counts.overflowed = columns["overflow"][row] - counts.saturated
     error = columns["err"][row]
-    return Op(counts, float("nan") if error is None else error)
+    by_chance = path.partition("/")[0] in columns["chance"]
+    return Op(counts, float("nan") if error is None else error, by_chance)
 
 
 def _static_steps(run: Collected) -> list[StepRecord]:

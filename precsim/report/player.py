@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from precsim.engine.policy import Policy
+from precsim.engine.rule import PHASES
 from precsim.runs.columns import OpTable
 from precsim.runs.recorder import kept_every
 from precsim.runs.run import StoredRun
@@ -21,7 +23,9 @@ MOST_STEPS = 60
 MOST_ROWS = 32_000
 """Ops of all steps of all runs together, a row each."""
 
-COUNTS = ("n", "zeros", "flushed", "subnormal", "overflow", "nan", "swamped", "updates")
+COUNTS = (
+    "n", "zeros", "flushed", "subnormal", "overflow", "saturated", "nan", "swamped", "updates",
+)  # fmt: skip
 
 Rows = dict[str, Any]
 
@@ -30,8 +34,9 @@ def collect(run: StoredRun, must: Iterable[int] = (), rows: int = MOST_ROWS) -> 
     """Return the ops that were met, and a set of columns for each chosen step, as JSON holds them.
 
     ``ops`` are [path, call, format]; a step's columns have a value for each op that ran in it, in
-    order: ``op`` its number, counts as in `Health`, ``err`` its local error in units of u, ``amax``,
+    order: ``op`` its number, counts as in `Health` (``saturated`` is a part of ``overflow``), ``err`` its local error in units of u, ``amax``,
     ``hist`` its exponents: the first one, then how many values have it and each after it.
+    ``chance`` names the roles that round stochastically in the step.
     ``recorded`` counts the steps of the trace, of which ``steps`` are shown.
     """
     entries = read_index(run.path).of("ops")
@@ -46,7 +51,11 @@ def collect(run: StoredRun, must: Iterable[int] = (), rows: int = MOST_ROWS) -> 
             continue
         table = run.ops(range(entry.first, entry.last + 1))
         parts = [(step, table.where(steps=range(step, step + 1))) for step in wanted]
-        found += [{"step": s} | _columns(part, numbers) for s, part in parts if len(part)]
+        found += [
+            {"step": s, "chance": _by_chance(run.policy_at(s))} | _columns(part, numbers)
+            for s, part in parts
+            if len(part)
+        ]
     return {
         "recorded": len(recorded),
         "ops": [list(place) for place in numbers],
@@ -75,6 +84,10 @@ def _rows_in(run: StoredRun, step: int) -> int:
     return len(run.ops(range(step, step + 1)))
 
 
+def _by_chance(policy: Policy) -> list[str]:
+    return [role for role in PHASES if getattr(policy, role).by_chance]
+
+
 def _columns(table: OpTable, numbers: dict[tuple[str, int, str], int]) -> Rows:
     places = zip(
         table["path"].tolist(), table["call"].tolist(), table["format"].tolist(), strict=True
@@ -82,6 +95,7 @@ def _columns(table: OpTable, numbers: dict[tuple[str, int, str], int]) -> Rows:
     columns: Rows = {"op": [numbers.setdefault(place, len(numbers)) for place in places]}
     parts = {name: table[name] for name in ("n", "zeros", "flushed", "subnormal", "swamped")}
     parts["overflow"] = table["overflowed"] + table["saturated"]
+    parts["saturated"] = table["saturated"]
     parts["nan"], parts["updates"] = table["nonfinite_in"], table["updates"]
     errors = np.where(np.isnan(table["err_rel"]), table["relative_error"], table["err_rel"])
     u = table["u"]

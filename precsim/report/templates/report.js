@@ -3,7 +3,8 @@
 (async () => {
   const $ = (id) => document.getElementById(id);
   if (typeof DecompressionStream === "undefined") return;  // the tables are there without it
-  document.querySelectorAll("details[data-open]").forEach((d) => { d.open = false; });
+  const root = document.documentElement, opened = [...document.querySelectorAll("details[data-open]")];
+  opened.forEach((d) => { d.open = false; });
 
   async function unpack(id) {
     const bytes = Uint8Array.from(atob($(id).textContent.trim()), (c) => c.charCodeAt(0));
@@ -11,14 +12,16 @@
     return new Response(stream).text();
   }
   const data = JSON.parse(await unpack("data"));
-  const state = { run: 0, at: 0, op: null, phase: "all", worst: false, text: "", metric: "flushed" };
+  // wish: the op that somebody has chosen; op: the one that is shown, another where the step lacks that
+  const state = { run: 0, at: 0, op: null, wish: null, phase: "all", worst: false, text: "", metric: "flushed" };
 
   // ---- text and colour ----
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const onPaper = () => root.classList.contains("paper"), night = () => dark.matches && !onPaper();
+  const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const escape = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   function tint(hue) {  // as the style sheet's color-mix: lighter on dark paper
-    if (!dark.matches) return hue;
+    if (!night()) return hue;
     const mixed = [1, 3, 5].map((i) => Math.round(0.55 * parseInt(hue.slice(i, i + 2), 16) + 0.45 * 244));
     return `rgb(${mixed.join(",")})`;
   }
@@ -66,11 +69,17 @@
     parts.normal = n ? Math.max(0, 1 - parts.zero - parts.flushed - parts.subnormal - parts.overflow - parts.nan) : 0;
     return { number: columns.op[row], row, path, call, format, role, phase: phaseOf(role),
       scope: path.slice(role.length + 1, Math.max(role.length + 1, cut)), kind: path.slice(cut + 1),
-      n, parts, err: columns.err[row], amax: columns.amax[row], hist: columns.hist[row],
+      n, parts, overflowed: columns.overflow[row] - columns.saturated[row], chance: columns.chance.includes(role), err: columns.err[row], amax: columns.amax[row], hist: columns.hist[row],
       flushed: n > zeros ? columns.flushed[row] / (n - zeros) : 0, lost: columns.updates[row] ? columns.swamped[row] / columns.updates[row] : null };
   }
   const badness = (op) => (op.parts.nan > 0 ? 4 : 0) + (op.parts.overflow > 0 ? 2 : 0) + Math.max(op.flushed, op.lost || 0) + Math.min(0.1, (op.err || 0) / 1e3);
-  const bad = (op) => op.parts.overflow > 0 || op.parts.nan > 0 || op.flushed > 0.5 || op.lost > 0.5;
+  const bad = (op) => op.overflowed > 0 || op.parts.nan > 0 || (!op.chance && (op.flushed > 0.5 || op.lost > 0.5));
+  const aim = (number) => { state.op = state.wish = number; };
+  function aimAt(path) {  // a path may be called several times: the first of them in trouble, if any is
+    const columns = step(), ops = columns.op.map((_, row) => look(columns, row)).filter((op) => op.path === path);
+    const op = ops.find(bad) || ops[0];
+    aim(op ? op.number : null);
+  }
 
   function chip(op) {
     const shown = data.kinds.filter((kind) => op.parts[kind] > 0);
@@ -98,7 +107,7 @@
     return ops;
   }
   function list() {
-    const ops = chosen(), body = $("rows"), rows = [];
+    const ops = chosen(), rows = [];
     let phase = "";
     for (const op of ops) {
       if (!state.worst && op.phase !== phase) {
@@ -121,14 +130,21 @@
         make("td", share(op.parts.overflow)), make("td", op.lost === null ? "" : share(op.lost)), make("td", op.err === null ? "" : brief(op.err, 2)));
       rows.push(row);
     }
-    body.replaceChildren(...rows);
+    if (!ops.length) {
+      const row = make("tr"), cell = make("td", state.text ? `no op has \u201c${state.text}\u201d in its name or format` : "no op of this phase ran in this step", "left");
+      cell.colSpan = 7; row.append(cell); rows.push(row);
+    }
+    $("rows").replaceChildren(...rows);
     $("count").textContent = `${ops.length} of ${step().op.length} ops`;
-    if (!ops.some((op) => op.number === state.op)) state.op = ops.length ? [...ops].sort((a, b) => badness(b) - badness(a))[0].number : null;
+    const shows = (number) => ops.some((op) => op.number === number);
+    if (shows(state.wish)) state.op = state.wish;
+    else if (!shows(state.op)) state.op = ops.length ? [...ops].sort((a, b) => badness(b) - badness(a))[0].number : null;
     mark();
   }
   function mark() {
     for (const row of $("rows").children) {
-      if (row.dataset.op !== undefined) row.setAttribute("aria-selected", String(Number(row.dataset.op) === state.op));
+      if (row.dataset.op !== undefined && Number(row.dataset.op) === state.op) row.setAttribute("aria-current", "true");
+      else row.removeAttribute("aria-current");
     }
   }
   function reveal() {
@@ -154,7 +170,13 @@
   }
   function paint(box, traces, more) {  // as wide as its box: Plotly's own resizing forgets the height
     const { paddingLeft, paddingRight } = getComputedStyle(box);
-    Plotly.react(box, traces, layout({ ...more, width: box.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight) }), config);
+    const width = onPaper() ? 640 : box.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight);
+    Plotly.react(box, traces, layout({ ...more, width }), config);
+  }
+  function stepAxis() {  // the steps of all runs; a step is whole, and so is a tick
+    const steps = data.runs.flatMap((r) => [r.curves.step[0], r.curves.step[r.curves.step.length - 1]]);
+    const first = Math.min(...steps), last = Math.max(...steps), edge = 0.04 * (last - first) || 0.5;
+    return { title: { text: "step" }, range: [first - edge, last + edge], ...(last - first < 10 ? { tick0: 0, dtick: 1 } : {}) };
   }
   const cursors = {};
   const cursor = (xref) => ({ name: "cursor", type: "line", xref, yref: "paper", x0: 0, x1: 0, y0: 0, y1: 1, visible: false, line: { color: css("--quiet"), width: 1, dash: "dot" } });
@@ -163,7 +185,7 @@
   const same = (number) => data.runs.slice(0, number).filter((r) => r.hue === data.runs[number].hue).length % dashes.length;
   function styleOf(number) {  // runs of one colour differ in their dashes
     const hue = data.runs[number].hue;
-    return { color: tint(hue === "#000000" && dark.matches ? "#9aa5b1" : hue), dash: dashes[same(number)] };
+    return { color: tint(hue === "#000000" && night() ? "#9aa5b1" : hue), dash: dashes[same(number)] };
   }
   const markOf = (number) => ({ size: 7, symbol: symbols[same(number)] });  // and in their points
   function mean(values, window) {
@@ -195,12 +217,14 @@
         marker: { color: css("--panel"), size: 8, line: { color: style.color, width: 2 } }, hovertemplate: `%{y:.3f}` });
     });
     // As high as the curves are, but where one explodes: what is worse than guessing by far leaves at the top.
-    const guess = data.runs[0].guess, seen = [...means, ...data.runs.map((r) => r.curves.valid_loss)].flat().filter((v) => v !== null);
+    const guess = Math.max(...data.runs.map((r) => r.guess)), seen = [...means, ...data.runs.map((r) => r.curves.valid_loss)].flat().filter((v) => v !== null);
     const top = Math.min(Math.max(...seen), 1.6 * guess), low = Math.min(...seen, top), room = 0.06 * (top - low) || 0.5;
-    const line = { type: "line", xref: "paper", x0: 0, x1: 1, y0: guess, y1: guess, line: { color: css("--quiet"), width: 1, dash: "dash" } };
+    const guessed = data.runs.every((r) => r.guess === guess) && guess < top + room;  // runs on other data have another
+    const ends = [0, means[0].length - 1].map((k) => Math.abs((means[0][k] ?? top) - guess)), side = ends[0] > ends[1] ? 0 : 1;  // where the curve is not
+    const line = { type: "line", xref: "paper", x0: 0, x1: 1, y0: guess, y1: guess, visible: guessed, line: { color: css("--quiet"), width: 1, dash: "dash" } };
     const changes = data.runs.flatMap((r, i) => r.changes.map((x) => ({ type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: styleOf(i).color, width: 1.2 } })));
-    chart("loss", losses, { height: 330, hovermode: "x unified", xaxis: { title: { text: "step" }, unifiedhovertitle: { text: "step %{x}" }, spikecolor: css("--quiet"), spikethickness: 1, spikedash: "solid" }, yaxis: { title: { text: "nats per letter" }, range: [low - room, top + room] },
-      shapes: [line, ...changes], annotations: [{ x: 1, xref: "paper", xanchor: "right", y: guess, yanchor: "bottom", text: `guessing evenly: ${guess.toFixed(2)}`, showarrow: false, visible: guess < top + room, font: { size: 11.5, color: css("--quiet") } }, ...changes.map((c) => ({ x: c.x0, y: 1, yref: "paper", yanchor: "top", xanchor: "left", text: "policy changes", showarrow: false, font: { size: 11, color: css("--quiet") } })), { text: "line: running mean of the training loss; rings: validation", xref: "paper", yref: "paper", x: 1, y: 1.02, xanchor: "right", yanchor: "bottom", showarrow: false, font: { size: 11.5, color: css("--quiet") }, visible: !small() }] });
+    chart("loss", losses, { height: 330, hovermode: "x unified", xaxis: { ...stepAxis(), unifiedhovertitle: { text: "step %{x}" }, spikecolor: css("--quiet"), spikethickness: 1, spikedash: "solid" }, yaxis: { title: { text: `nats per ${data.unit}` }, range: [low - room, top + room] },
+      shapes: [line, ...changes], annotations: [{ x: side, xref: "paper", xanchor: side ? "right" : "left", y: guess, yanchor: "bottom", text: `guessing evenly: ${guess.toFixed(2)}`, showarrow: false, visible: guessed, font: { size: 11.5, color: css("--quiet") } }, ...changes.map((c) => ({ x: c.x0, y: 1, yref: "paper", yanchor: "top", xanchor: "left", text: "policy changes", showarrow: false, font: { size: 11, color: css("--quiet") } })), { text: "line: running mean of the training loss; rings: validation", xref: "paper", yref: "paper", x: 1, y: 1.02, xanchor: "right", yanchor: "bottom", showarrow: false, font: { size: 11.5, color: css("--quiet") }, visible: !small() }] });
 
     const scales = [];
     data.runs.forEach((r, i) => {
@@ -223,7 +247,7 @@
     const ticks = [];
     for (let e = Math.floor(span[0]), by = Math.max(1, Math.ceil((span[1] - span[0]) / 6)); e <= Math.ceil(span[1]) + by; e += by) ticks.push(e);
     chart("scale", scales, { height: two ? 400 : 280, axes: two ? ["xaxis", "yaxis", "yaxis2"] : ["xaxis", "yaxis"],
-      xaxis: { title: { text: "step" }, anchor: two ? "y2" : "y" },
+      xaxis: { ...stepAxis(), anchor: two ? "y2" : "y" },
       yaxis: { title: { text: "loss scale" }, domain: [two ? 0.44 : 0, 1], tickvals: ticks, ticktext: ticks.map(power), range: [span[0] - 0.8, span[1] + 0.8] },
       ...(two ? { yaxis2: { title: { text: "headroom<br>(bits)" }, domain: [0, 0.34], rangemode: "tozero", zeroline: true, zerolinecolor: css("--alert") } } : {}) });
 
@@ -235,12 +259,11 @@
       drift.push({ x, y: r.drift.map((p) => 100 * p.rho), name, mode: "lines+markers", line, marker: markOf(i), customdata: about, hovertemplate: `${name}: %{y:.2g}%<br>%{customdata}<extra></extra>` });
       drift.push({ x, y: r.drift.map((p) => p.angle), name, showlegend: false, xaxis: "x2", yaxis: "y2", mode: "lines+markers", line, marker: markOf(i), hovertemplate: `${name}: %{y:.2g}\u00b0<extra></extra>` });
     });
-    const stacked = small(), steps = data.runs.flatMap((r) => [r.curves.step[0], r.curves.step[r.curves.step.length - 1]]);
-    const first = Math.min(...steps), last = Math.max(...steps), edge = 0.04 * (last - first) || 0.5, range = [first - edge, last + edge];
-    chart("drift", drift, { height: stacked ? 460 : 300, axes: ["xaxis", "yaxis", "xaxis2", "yaxis2"],
-      xaxis: { title: { text: stacked ? "" : "step" }, range, domain: stacked ? [0, 1] : [0, 0.44] },
+    const stacked = small() || onPaper();
+    if (drift.length) chart("drift", drift, { height: stacked ? 460 : 300, axes: ["xaxis", "yaxis", "xaxis2", "yaxis2"],
+      xaxis: { ...stepAxis(), ...(stacked ? { title: { text: "" } } : {}), domain: stacked ? [0, 1] : [0, 0.44] },
       yaxis: { ...logAxis(drift, "y"), title: { text: "error of the gradient (%)" }, domain: stacked ? [0.56, 1] : [0, 1] },
-      xaxis2: { title: { text: "step" }, range, domain: stacked ? [0, 1] : [0.56, 1], anchor: "y2" },
+      xaxis2: { ...stepAxis(), domain: stacked ? [0, 1] : [0.56, 1], anchor: "y2" },
       yaxis2: { ...logAxis(drift, "y2"), title: { text: "angle (degrees)" }, domain: stacked ? [0, 0.42] : [0, 1], anchor: "x2" } });
   }
   function beside() {  // the way between the weights and the float64 twin's, and what one kick would have become
@@ -252,12 +275,14 @@
       apart.push({ x, y: positive("apart"), name: `${name}, weights apart`, mode: "lines+markers", line: { ...style, width: 2.4 }, marker: markOf(i),
         customdata: r.twin.map((p) => [brief(100 * p.update, 2), share(p.lost)]), hovertemplate: `${name}: %{y:.2g}% of the way apart<br>the update is %{customdata[0]}% off, %{customdata[1]} of it lost<extra></extra>` });
     });
-    if (apart.length) chart("twin", apart, { height: 320, showlegend: true, xaxis: { title: { text: "step" } }, yaxis: { ...logAxis(apart, "y"), title: { text: "weights apart (% of the way)" } } });
+    if (apart.length) chart("twin", apart, { height: 320, showlegend: true, xaxis: stepAxis(), yaxis: { ...logAxis(apart, "y"), title: { text: "weights apart (% of the way)" } } });
   }
   function logAxis(traces, which) {  // every decade has a tick; fewer than two have 2 and 5 as well
     const values = traces.filter((t) => (t.yaxis || "y") === which).flatMap((t) => t.y).filter((v) => v > 0).map(Math.log10);
     if (!values.length) return { type: "log" };
-    const low = Math.min(...values), high = Math.max(...values), digits = high - low < 1.6 ? [1, 2, 5] : [1];
+    const low = Math.min(...values), high = Math.max(...values);
+    if (high > low && high - low < 0.5) return { exponentformat: "power" };  // which may have none of these: a linear axis
+    const digits = high - low < 1.6 ? [1, 2, 5] : [1];
     const ticks = [];
     for (let k = Math.floor(low) - 1, by = Math.ceil((high - low) / 8) || 1; k <= high + 1; k += by) for (const digit of digits) ticks.push([digit, k]);
     const text = ([digit, k]) => (k >= -4 && k < 5 ? brief(digit * 10 ** k, 1) : `${digit > 1 ? `${digit}\u00b7` : ""}10<sup>${k < 0 ? "\u2212" : ""}${Math.abs(k)}</sup>`);
@@ -299,9 +324,10 @@
   }
   function histogram() {
     const columns = step(), row = columns.op.indexOf(state.op);
-    if (row < 0) return;
-    const op = look(columns, row), own = data.formats[op.format];
-    $("name").replaceChildren(...breakable(op.path + (op.call ? ` #${op.call}` : "")));
+    $("histogram").hidden = row < 0;
+    if (row < 0) { $("name").textContent = $("said").textContent = ""; return; }
+    const op = look(columns, row), own = data.formats[op.format], name = op.path + (op.call ? ` #${op.call}` : "");
+    if ($("name").textContent !== name) $("name").replaceChildren(...breakable(name));  // which is read aloud
     const words = data.kinds.filter((kind) => op.parts[kind] > 0).map((kind) => `${kind} ${share(op.parts[kind])}`);
     const source = run().player.sources[op.number];
     $("said").textContent = `${op.n.toLocaleString("en")} values in ${op.format} (max ${own ? own.largest : "?"}): ${words.join(", ")}. Largest ${brief(op.amax)}`
@@ -322,7 +348,7 @@
         notes.push({ x: low, y: y + 0.2, yref: "y2", xanchor: "left", text: `${escape(name)}: up to ${escape(f.largest)} times a scale that its values share`, showarrow: false, font: { size: 11.5, color: css("--ink") } });
         return;
       }
-      const from = clamp(f.low), normal = clamp(f.normal), to = clamp(f.high), color = tint(f.hue === "#000000" && dark.matches ? "#9aa5b1" : f.hue);
+      const from = clamp(f.low), normal = clamp(f.normal), to = clamp(f.high), color = tint(f.hue === "#000000" && night() ? "#9aa5b1" : f.hue);
       ranges.push({ type: "bar", orientation: "h", yaxis: "y2", showlegend: false, x: [normal - from, to - normal], base: [from, normal], y: [y, y], width: 0.44,
         marker: { color: [color, color], opacity: [0.35, 1] }, hovertemplate: `${escape(name)}: ${power(Math.round(f.low))} to ${escape(f.largest)}<extra></extra>` });
       const lost = f.plain && whole ? counts.reduce((a, c, k) => a + (at[k] < f.kept ? c : 0), 0) / whole : null;
@@ -336,7 +362,8 @@
     if (!whole) {  // say so above what other runs have, which gets no higher than that
       const top = 1.3 * Math.max(0, ...others.flatMap((t) => t.y));
       upright = top ? { range: [0, top] } : { range: [0, 1], showticklabels: false, showgrid: false };
-      notes.push({ text: others.length ? "no nonzero value in this run" : "no nonzero value: no exponents to show", xref: "paper", yref: "paper", x: 0.5, y: top ? 1 : 0.8,
+      const none = op.parts.zero + op.parts.nan < 1 ? "exponents were not recorded: observe=hist does" : op.parts.nan ? "no finite value but zero" : "no nonzero value";
+      notes.push({ text: none + (none.includes("value") ? (others.length ? " in this run" : ": no exponents to show") : ""), xref: "paper", yref: "paper", x: 0.5, y: top ? 1 : 0.8,
         yanchor: top ? "top" : "middle", showarrow: false, bgcolor: css("--panel"), font: { color: css("--quiet") } });
     }
     paint($("histogram"), [bars, ...others, ...ranges], { height: 250 + 42 * names.length, showlegend: others.length > 0, barmode: "overlay", bargap: 0, annotations: notes,
@@ -378,8 +405,8 @@
     paint($("map"), [{ type: "heatmap", z, x: cells.steps.map((_, i) => i), y: kept.map((_, i) => i), xgap: 1, ygap: 1, hoverongaps: false,
       text: kept.map((number, i) => grid[number].map((v, s) => `${names[i]}<br>step ${cells.steps[s]}: ${v === "zero" ? "all results were zero" : v === null ? "" : brief(v, 3) + (error ? " u" : "%")}`)),
       hovertemplate: "%{text}<extra></extra>", zmin: ends[0], zmax: ends[1],
-      colorscale: dark.matches ? [[0, "#1f2630"], [0.15, "#4a3b2b"], [0.5, "#b8651b"], [1, "#ffd08a"]] : [[0, "#f1f2f4"], [0.15, "#fbe3c4"], [0.5, "#f0a13a"], [1, "#a63a00"]],
-      colorbar: { thickness: 12, outlinewidth: 0, title: { text: metrics[state.metric], side: "right", font: { size: 12 } }, tickvals: Object.keys(marks).map(Number), ticktext: Object.values(marks), x: 1.01 } },
+      colorscale: night() ? [[0, "#1f2630"], [0.15, "#4a3b2b"], [0.5, "#b8651b"], [1, "#ffd08a"]] : [[0, "#f1f2f4"], [0.15, "#fbe3c4"], [0.5, "#f0a13a"], [1, "#a63a00"]],
+      colorbar: { thickness: 12, outlinewidth: 0, tickvals: Object.keys(marks).map(Number), ticktext: Object.values(marks), x: 1.01 } },
     { type: "heatmap", z: zeros, x: cells.steps.map((_, i) => i), y: kept.map((_, i) => i), xgap: 1, ygap: 1, hoverongaps: false, showscale: false, zmin: 0, zmax: 1,
       colorscale: [[0, data.colours.zero], [1, data.colours.zero]], hovertemplate: "all results were zero before rounding<extra></extra>", opacity: 0.55 }],
     { height: 90 + Math.max(6, kept.length) * 17, showlegend: false, margin: { l: 10, r: 10, t: 8, b: 40 },
@@ -390,7 +417,7 @@
       $("map").dataset.ready = "yes";
       $("map").on("plotly_click", (event) => {
         const { x, y } = event.points[0];
-        state.op = cells.kept[y]; state.phase = "all"; state.text = $("filter").value = ""; pressed("phases", "all");
+        aim(cells.kept[y]); state.phase = "all"; state.text = $("filter").value = ""; pressed("phases", "all");
         show(x); reveal();
         $("controls").scrollIntoView({ block: "start" });
       });
@@ -404,9 +431,9 @@
   // ---- moving about ----
   function show(at) {
     state.at = Math.max(0, Math.min(run().player.steps.length - 1, at));
-    $("slider").value = state.at;
     const number = step().step, c = run().curves, k = c.step.indexOf(number);
-    $("where").textContent = `step ${number}`;
+    $("slider").value = state.at;
+    $("slider").setAttribute("aria-valuetext", $("where").textContent = `step ${number}`);
     const facts = $("facts");
     facts.replaceChildren();
     if (k >= 0) {
@@ -428,7 +455,7 @@
     if (!place.has("step") || !data.runs[number] || !data.runs[number].player.steps.length) return false;
     $("run").value = number;
     pick(number);
-    if (place.get("op") && run().player.ops[Number(place.get("op"))]) state.op = Number(place.get("op"));
+    if (place.get("op") && run().player.ops[Number(place.get("op"))]) aim(Number(place.get("op")));
     go(Number(place.get("step")));
     reveal();
     return true;
@@ -445,11 +472,11 @@
       if (cells && !$("map").hidden) Plotly.relayout($("map"), { shapes: [box()] });
     });
   }
-  function go(number) {
-    if (!run() || !run().player.steps.length) return;
+  function nearest(number) {
     const steps = run().player.steps.map((c) => c.step);
-    show(steps.reduce((best, s, i) => (Math.abs(s - number) < Math.abs(steps[best] - number) ? i : best), 0));
+    return steps.reduce((best, s, i) => (Math.abs(s - number) < Math.abs(steps[best] - number) ? i : best), 0);
   }
+  const go = (number) => { if (run() && run().player.steps.length) show(nearest(number)); };
   function pressed(id, value) {
     for (const button of $(id).children) button.setAttribute("aria-pressed", String(button.dataset.value === value));
   }
@@ -469,30 +496,40 @@
     $("play").textContent = "pause";
     timer = setInterval(() => { if (state.at >= run().player.steps.length - 1) pause(); else show(state.at + 1); }, 450);
   }
-  function pick(number) {
-    state.run = number; state.op = null; limits = cells = null;
-    const steps = run().player.steps, trouble = steps.findIndex((c) => c.step === run().trouble);
+  let home = "";  // where the page itself has put the reader
+  const place = () => `${state.at} ${state.op}`;
+  function pick(number) {  // a run, at its first op in trouble, or at its end
+    state.run = number; limits = cells = null;
+    const { trouble, player: { steps } } = run(), first = trouble ? steps.findIndex((c) => c.step === trouble.step) : -1;
+    state.at = first < 0 ? steps.length - 1 : first;
+    if (first < 0) aim(null); else aimAt(trouble.path);
+    const row = step().op.indexOf(state.op), op = row < 0 ? null : look(step(), row);
     $("slider").max = steps.length - 1;
-    show(trouble < 0 ? steps.length - 1 : trouble);
+    show(state.at);
     reveal();
     const some = (part, whole) => steps.some((c) => c[part].some((count, row) => count > 0.05 * whole(c, row)));
-    state.metric = some("flushed", (c, row) => c.n[row] - c.zeros[row]) ? "flushed" : some("swamped", (c, row) => c.updates[row]) ? "lost" : "error";
+    if (op) state.metric = op.lost > 0.5 ? "lost" : op.flushed > 0.5 ? "flushed" : "overflow";
+    else state.metric = some("flushed", (c, row) => c.n[row] - c.zeros[row]) ? "flushed" : some("swamped", (c, row) => c.updates[row]) ? "lost" : "error";
     pressed("metrics", state.metric);
     if (Plotly) map();
+    home = place();
   }
-  function turn(number) {  // to another run, at the same op of the same step, or of the nearest one
-    const here = step().step, [path, call] = run().player.ops[state.op] || [];
+  function turn(number) {  // to another run: to the op and the step that were chosen, or its own trouble
+    const moved = place() !== home, here = step().step, [path, call] = run().player.ops[state.wish ?? state.op] || [];
     pick(number);
-    state.op = run().player.ops.findIndex((op) => op[0] === path && op[1] === call);
+    if (!moved && run().trouble) return;
+    const same = run().player.ops.findIndex((op) => op[0] === path && op[1] === call);
+    aim(same < 0 ? null : same);
     go(here);
     reveal();
+    if (!moved) home = place();
   }
   function start() {
     const able = data.runs.map((r, i) => i).filter((i) => data.runs[i].player.steps.length);
     if (!$("controls") || !able.length) return;
     for (const i of able) { const option = make("option", data.runs[i].name); option.value = i; $("run").append(option); }
     $("pick").hidden = able.length < 2;
-    group("phases", { all: "all", forward: "forward", backward: "backward", update: "update" }, (v) => { state.phase = v; show(state.at); });
+    group("phases", { all: "all", forward: "forward", backward: "backward", update: "update" }, (v) => { state.phase = v; show(state.at); reveal(); });
     group("metrics", metrics, (v) => { state.metric = v; map(); });
     pressed("phases", "all");
     $("run").onchange = (event) => { pause(); turn(Number(event.target.value)); };
@@ -501,23 +538,24 @@
     $("forward").onclick = () => { pause(); show(state.at + 1); };
     $("play").onclick = play;
     $("worst").onchange = (event) => { state.worst = event.target.checked; show(state.at); };
-    $("filter").oninput = (event) => { state.text = event.target.value.trim(); show(state.at); };
+    $("filter").oninput = (event) => { state.text = event.target.value.trim(); show(state.at); reveal(); };
     const under = (event) => { const row = event.target.closest("tr[data-op]"); return row ? Number(row.dataset.op) : null; };
     let resting = "";  // rows that a scroll brings under a pointer at rest were not chosen by anybody
     addEventListener("pointermove", (event) => {
       const place = `${event.clientX} ${event.clientY}`, op = place === resting ? null : under(event);
       resting = place;
-      if (op !== null && op !== state.op) { state.op = op; mark(); draw(); }
+      if (op !== null && op !== state.op) { aim(op); mark(); draw(); }
     });
-    $("rows").onclick = (event) => { const op = under(event); if (op !== null) { state.op = op; mark(); draw(); remember(); } };
+    $("rows").onclick = (event) => { const op = under(event); if (op !== null) { aim(op); mark(); draw(); remember(); } };
     $("list").onkeydown = (event) => {
       const by = { ArrowDown: 1, ArrowUp: -1 }[event.key];
       if (!by) return;
       event.preventDefault();
       const rows = [...$("rows").children].filter((r) => r.dataset.op !== undefined);
       const now = rows.findIndex((r) => Number(r.dataset.op) === state.op);
-      state.op = Number(rows[Math.max(0, Math.min(rows.length - 1, now + by))].dataset.op);
-      mark(); reveal(); draw();
+      if (!rows.length) return;
+      aim(Number(rows[Math.max(0, Math.min(rows.length - 1, now + by))].dataset.op));
+      mark(); reveal(); draw(); remember();
     };
     document.querySelectorAll("a[data-step]").forEach((link) => {
       link.onclick = (event) => {
@@ -528,13 +566,14 @@
         $("run").value = number;
         pick(number);
         state.phase = "all"; state.text = $("filter").value = ""; pressed("phases", "all");
-        state.op = run().player.ops.findIndex(([path]) => path === link.dataset.path);
-        go(wanted);
+        state.at = nearest(wanted);
+        aimAt(link.dataset.path);
+        show(state.at);
         reveal();
         $("player").scrollIntoView({ block: "start" });
       };
     });
-    document.querySelectorAll(".static").forEach((element) => element.remove());
+    root.classList.add("live");  // what stands there without a script is there in print
     $("controls").hidden = false;
     if (!recall()) pick(able[0]);
   }
@@ -556,5 +595,7 @@
     clearTimeout(soon);
     soon = setTimeout(() => { if (width !== window.innerWidth) { width = window.innerWidth; everything(); } }, 100);
   });
-  document.documentElement.dataset.ready = "yes";
+  addEventListener("beforeprint", () => { root.classList.add("paper"); opened.forEach((d) => { d.open = true; }); everything(); });
+  addEventListener("afterprint", () => { root.classList.remove("paper"); opened.forEach((d) => { d.open = false; }); everything(); });
+  root.dataset.ready = "yes";
 })();

@@ -86,6 +86,13 @@ def test_a_run_that_is_over_is_said_to_be(call, tmp_path, recorded):
     assert "is over" in call("resume", tmp_path / "b")[2]
 
 
+def test_what_nobody_watched_is_not_said_to_be_zero(call):
+    code, out, _ = call("train", *settings(), "--set", "observe=off", "--set", "policy=bf16")
+    assert code == 0
+    row = next(line for line in out.splitlines() if line.startswith("run  ") and "." in line)
+    assert row.split()[3:6] == ["-", "-", "0"]
+
+
 def test_check_of_a_run_that_was_killed(call, tmp_path):
     def stop(record, rows):
         if record.step == 3:

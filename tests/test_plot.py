@@ -47,7 +47,7 @@ def test_a_format_without_a_look_has_its_relatives_hue(name, relative):
 
 @pytest.mark.parametrize(
     ("part", "text"),
-    [(0.0, "0%"), (1e-9, "<0.1%"), (0.0123, "1.2%"), (0.5, "50%"), (0.9999, "99.9%"), (1.0, "100%"), (1 - 2**-52, "100%")],
+    [(0.0, "0%"), (1e-9, "<0.1%"), (0.0123, "1.2%"), (0.5, "50%"), (0.9999, "99.9%"), (1.0, "100%"), (1 - 2**-52, "100%"), (float("nan"), "-")],
 )  # fmt: skip
 def test_a_share_never_rounds_to_none_or_all(part, text):
     assert share(part) == text

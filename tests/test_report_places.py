@@ -141,7 +141,7 @@ def test_what_was_not_recorded_is_not_called_nothing(browser, tmp_path):
     }
     tab = opened(browser, runs, tmp_path)
     numbers = tab.locator(".card").nth(1).locator("dd").all_inner_texts()
-    assert numbers[2:4] == ["unknown", "unknown"]
+    assert numbers[2:4] == ["-", "-"]
     assert "off has no ops to show" in tab.locator("#player").inner_text()
     note = tab.locator("#histogram .annotation:has-text('exponents were not recorded')")
     note.wait_for()

@@ -26,6 +26,8 @@ NAN = float("nan")
         ({"valid_loss": 1.9}, "keeps up with the reference, a validation loss of 1.90 against 2.00: its gradients lose nothing", True),
         ({"valid_loss": 0.5}, "ends far below the reference, a validation loss of 0.50 against 2.00: its gradients lose nothing", True),
         ({"flushed": 0.01}, "keeps up with the reference, a validation loss of 2.00 against 2.00: only 1.0% of its gradients underflow", True),
+        ({"flushed": 1e-5}, "keeps up with the reference, a validation loss of 2.00 against 2.00: <0.1% of its gradients underflow", True),
+        ({"flushed": NAN, "lost_updates": NAN}, "keeps up with the reference, a validation loss of 2.00 against 2.00", True),
         ({"flushed": 0.3, "chance_gradients": True}, "keeps up with the reference, a validation loss of 2.00 against 2.00, and the loss does not show that 30% of its gradients underflow to zero, though by chance and so right on average", True),
     ],
 )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +61,6 @@ class Collected:
     def scaled(self) -> bool:
         """Whether the run has a loss scale to speak of."""
         return any(r.scale != 1 or r.skipped for r in self.records)
-
-    @property
-    def observed(self) -> bool:
-        """Whether what rounding flushed and lost was counted in any step."""
-        return not all(isnan(r.flushed) for r in self.records)
 
     @property
     def unit(self) -> str:

@@ -18,7 +18,8 @@ class Summary:
 
     `loss`: mean of the last 20 training losses. `guess`: loss of guessing evenly, ln V.
     `flushed`: share of the nonzero results of backward ops that became zero, over all steps that
-    were observed. `lost_updates`: share of the nonzero weight updates that changed nothing.
+    were observed. `lost_updates`: share of the nonzero weight updates that changed nothing.  Both
+    are NaN where no step was observed.
     `scales`: first and last loss scale. `chance_gradients`, `chance_weights`: whether they round
     stochastically, so that what is flushed or lost comes back on average.
     """
@@ -51,21 +52,20 @@ def summarize(run: Run) -> Summary:
     policy = Policy.parse(run.config.policy)
     stored = policy.master_weights if policy.has_master else policy.weights
     scales = [record.scale for record in run.records] or [1.0]
+    unseen = float("nan")
     return Summary(
         steps=len(run.records),
         loss=run.final_loss(),
         valid_loss=run.valid_loss(),
         guess=log(run.vocabulary),
-        flushed=total(run.counts.values(), phase="backward").flushed_share,
-        lost_updates=total(run.counts.values()).swamped_share,
+        flushed=total(run.counts.values(), phase="backward").flushed_share
+        if run.counts
+        else unseen,
+        lost_updates=total(run.counts.values()).swamped_share if run.counts else unseen,
         skipped=sum(record.skipped for record in run.records),
         scales=(scales[0], scales[-1]),
-        chance_gradients=_by_chance(policy.gradients.rounding),
-        chance_weights=_by_chance(stored.rounding),
+        chance_gradients=policy.gradients.by_chance,
+        chance_weights=stored.by_chance,
         trouble=run.trouble,
         died_at=run.died_at,
     )
-
-
-def _by_chance(rounding: object) -> bool:
-    return str(rounding).startswith("stochastic")

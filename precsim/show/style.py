@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from types import MappingProxyType
 
 from precsim.formats.registry import AnyFormat, element_of
@@ -96,7 +97,12 @@ def rough(value: float) -> str:
 
 
 def share(part: float) -> str:
-    """Return a share in percent; one that is not zero never reads 0%, nor an incomplete one 100%."""
+    """Return a share in percent, "-" for NaN, which nobody knows.
+
+    One that is not zero never reads 0%, nor an incomplete one 100%.
+    """
+    if isnan(part):
+        return "-"
     if 0 < part < 0.001:
         return "<0.1%"
     part = 1.0 if 1 - 1e-9 < part < 1 else part  # a sum of parts may fall short by its rounding

@@ -6,7 +6,7 @@ that the loss does not show.  The limits below decide which words are used.
 
 from __future__ import annotations
 
-from math import isfinite, log2
+from math import isfinite, isnan, log2
 
 from precsim.runs.summary import Summary
 from precsim.show.style import power, share
@@ -29,8 +29,9 @@ def verdict(run: Summary, reference: Summary | None) -> str:
     sentence, fine = _ending(run, reference)
     if damage := " and ".join(_damage(run)):
         sentence += f", and the loss does not show that {damage}" if fine else f": {damage}"
-    elif fine:
-        little = f"only {share(run.flushed)} of its gradients underflow"
+    elif fine and not isnan(run.flushed):
+        tiny = share(run.flushed)
+        little = f"{tiny if tiny[0] == '<' else f'only {tiny}'} of its gradients underflow"
         sentence += f": {little if run.flushed else 'its gradients lose nothing'}"
     return f"{sentence}{_skips(run)}."
 

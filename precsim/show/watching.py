@@ -121,8 +121,8 @@ def _numbers(run: Follower, width: int) -> RenderableType:
         "validation": "-" if valid is None else f"{valid:.4f}",
         "guessing": f"{log(run.vocabulary):.2f}",
         "gradient norm": f"{last.grad_norm:.3g}",
-        "flushed": _share(last.flushed),
-        "updates lost": _share(last.lost_updates),
+        "flushed": share(last.flushed),
+        "updates lost": share(last.lost_updates),
         "loss scale": scale_text(last.scale),
         "skipped": str(sum(r.skipped for r in records)),
     }
@@ -219,7 +219,7 @@ def line(record: StepRecord, steps: int) -> str:
         parts.append(f"validation {record.valid_loss:.4f}")
     if record.scale != 1:
         parts.append(f"scale {scale_text(record.scale)}")
-    parts += [f"flushed {_share(record.flushed)}", f"updates lost {_share(record.lost_updates)}"]
+    parts += [f"flushed {share(record.flushed)}", f"updates lost {share(record.lost_updates)}"]
     return ", ".join(parts) + (", skipped" if record.skipped else "")
 
 
@@ -240,7 +240,3 @@ def scale_text(scale: float) -> str:
     if scale == 1:
         return "none"
     return power(exponent) if exponent.is_integer() else f"{scale:.4g}"
-
-
-def _share(part: float) -> str:
-    return share(part) if isfinite(part) else "-"

@@ -39,7 +39,11 @@ def report(
     ] = Path("report.html"),
     drift: Annotated[
         int,
-        typer.Option(min=0, metavar="N", help="Checkpoints at which gradients are compared."),
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Checkpoints (of a short run: steps) at which gradients are compared.",
+        ),
     ] = DRIFT,
     twin: Annotated[
         bool,

@@ -186,14 +186,17 @@ def test_chosen_steps():
     assert len(choose(list(range(1000)), 3, must=range(500))) == 3
 
 
-def test_drift_is_that_of_the_checkpoints(folder):
+def test_drift_is_that_of_the_checkpoints_and_between_them_where_they_are_few(folder, monkeypatch):
     run = ps.open(folder / "flushed")
-    found = drifts(run, 10)
-    assert [point.step for point in found] == [0, 3, 6]
+    assert [point.step for point in drifts(run, 3)] == [0, 3, 6]
+    assert [point.step for point in drifts(run, 2)] == [0, 6]
+    assert drifts(run, 0) == []
+    found = drifts(run, 5)
+    assert [point.step for point in found] == [0, 2, 4, 5, 7]
     for point in found:
         assert point.drift == local(moment_at(run, point.step))
-    assert drifts(run, 0) == []
-    assert [point.step for point in drifts(run, 2)] == [0, 6]
+    monkeypatch.setattr(sys.modules[drifts.__module__], "SHORT", 6)
+    assert [point.step for point in drifts(run, 10)] == [0, 3, 6]
 
 
 def test_beside_a_twin(folder):
@@ -258,7 +261,7 @@ def test_a_run_that_was_killed_and_one_that_goes_on(tmp_path):
     found = collect(ps.open(tmp_path / "killed"), "killed", rows=9999, points=9)
     assert [columns["step"] for columns in found.player["steps"]] == [0, 1, 2, 3]
     assert found.curves["step"] == [0, 1, 2, 3]
-    assert [point.step for point in found.drift] == [0, 2, 4]
+    assert [point.step for point in found.drift] == [0, 1, 2, 3, 4]
     pages = []
 
     def look(record, rows):

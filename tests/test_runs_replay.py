@@ -14,6 +14,7 @@ from precsim.runs.check import check
 from precsim.runs.config import ConfigError
 from precsim.runs.files import DamagedError, RunError
 from precsim.runs.lines import decode_line
+from precsim.runs.loop import states_before
 from precsim.runs.manifest import read_manifest
 from precsim.runs.replay import ReplayError
 from precsim.runs.run import StoredRun
@@ -162,6 +163,18 @@ def test_the_state_before_any_step(stored):
     assert np.array_equal(weights[7], stored.model.parameters["head.weight"].numpy())
     with pytest.raises(RunError, match="has no state before step 8: it has 0 to 7"):
         stored.at(8)
+
+
+def test_states_on_the_way_are_those_computed_one_by_one(stored):
+    """Some lie behind another checkpoint, and some between the same two."""
+    steps = [0, 1, 4, 5, 7]
+    for step, state in zip(steps, states_before(stored.path, steps), strict=True):
+        alone = stored.at(step)
+        assert (state.optimizer.steps, state.scaler) == (step, alone.scaler)
+        for name, parameter in state.model.parameters.items():
+            assert parameter.numpy().tobytes() == alone.model.parameters[name].numpy().tobytes()
+    with pytest.raises(RunError, match="has no state before step 9"):
+        list(states_before(stored.path, [1, 9]))
 
 
 @pytest.mark.parametrize("at", [0, 3, 4, 6])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
 
@@ -19,7 +19,7 @@ from precsim.observe.trace import Level
 from precsim.runs.columns import OpTable
 from precsim.runs.config import TrainConfig
 from precsim.runs.data import Corpus
-from precsim.runs.loop import surroundings
+from precsim.runs.loop import states_before, surroundings
 from precsim.runs.replay import recorded_ops
 from precsim.runs.run import StoredRun
 from precsim.runs.trainer import make_trainer
@@ -71,11 +71,21 @@ def moment_at(run: StoredRun, step: int) -> Moment:
     In arithmetic "exact", whatever the run's own was, so that it can be compared with float64.
     Raises `RunError` for a step that the run has not reached.
     """
-    trainer = run.at(step)
-    return moment_before(
-        step, run.config, trainer.model, trainer.batches, trainer.policy,
-        trainer.scaler.scale, trainer.delays.histories,
-    )  # fmt: skip
+    return next(moments_at(run, [step]))
+
+
+def moments_at(run: StoredRun, steps: Iterable[int]) -> Iterator[Moment]:
+    """Yield the moments before some steps, which ascend, each to be used before the next is asked for.
+
+    Raises as `moment_at` does.
+    """
+    steps = list(steps)
+    states = states_before(run.path, steps, run.corpus)
+    for step, trainer in zip(steps, states, strict=True):
+        yield moment_before(
+            step, run.config, trainer.model, trainer.batches, trainer.policy,
+            trainer.scaler.scale, trainer.delays.histories,
+        )  # fmt: skip
 
 
 def seen(event: Event) -> Op:

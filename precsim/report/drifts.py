@@ -1,7 +1,7 @@
 """Drift along a run, as the report shows it.
 
 Without a twin, at checkpoints: there nothing has to be trained again, and each costs a step and its
-float64 counterpart.  With one, as `precsim.analyse.twins` measures it, which takes about three times
+float64 counterpart.  A short run has too few of them, and is trained again on the way.  With one, as `precsim.analyse.twins` measures it, which takes about three times
 as long as the run did.
 """
 
@@ -13,8 +13,8 @@ from math import degrees, isfinite, isnan
 
 from precsim.analyse import twins
 from precsim.analyse.drift import Drift, compare
-from precsim.analyse.moment import unit
-from precsim.analyse.recorded import moment_at
+from precsim.analyse.moment import Moment, unit
+from precsim.analyse.recorded import moments_at
 from precsim.report.player import choose
 from precsim.runs.run import StoredRun
 
@@ -39,14 +39,22 @@ class Point:
         return isfinite(self.drift.rho)
 
 
+SHORT = 100
+"""Steps of a run that may be trained again for drift between its checkpoints."""
+
+
 def drifts(run: StoredRun, most: int) -> list[Point]:
     """Return the drift at up to `most` checkpoints, evenly spread, the first and the last included.
 
+    A run of up to `SHORT` steps that has fewer checkpoints gives as many of its steps.
     Raises `DataError` where the run's text is gone, `RunError` where a checkpoint cannot be used.
     """
     end = min(run.manifest.start + len(run.records), run.config.steps - 1)
     steps = [step for step in dict.fromkeys(run.checkpoints) if step <= end]
-    return [_point(run, step) for step in choose(steps, most)] if most else []
+    if len(steps) < most and len(run.records) <= SHORT:
+        steps = list(range(run.manifest.start, end + 1))
+    chosen = choose(steps, most) if most else []
+    return list(map(_point, moments_at(run, chosen)))
 
 
 def beside_twin(found: twins.Drifts) -> list[Point]:
@@ -57,11 +65,10 @@ def beside_twin(found: twins.Drifts) -> list[Point]:
     ]
 
 
-def _point(run: StoredRun, step: int) -> Point:
-    moment = moment_at(run, step)
+def _point(moment: Moment) -> Point:
     measured, truth, u = moment.gradients(), moment.reference(), unit(moment.policy)
     parts = {n: compare({n: measured[n]}, {n: truth[n]}, u).rho for n in truth if n in measured}
-    return Point(step, compare(measured, truth, u), *_worst(parts))
+    return Point(moment.step, compare(measured, truth, u), *_worst(parts))
 
 
 def _worst(parts: Mapping[str, float]) -> tuple[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -164,19 +164,34 @@ def state_before(folder: Path, step: int, corpus: Corpus | None = None) -> Train
 
     Raises `RunError` for a step that the run has not reached, `TypeError` for what is none.
     """
-    step = step_number(step)
+    return next(states_before(folder, [step], corpus))
+
+
+def states_before(
+    folder: Path, steps: Iterable[int], corpus: Corpus | None = None
+) -> Iterator[Trainer]:
+    """Yield a trainer before each of some steps, which ascend; no step is computed twice.
+
+    One that has been yielded is trained on for the next, unless a checkpoint is nearer to that.
+    Raises as `state_before` does.
+    """
     manifest = read_manifest(folder)
     reached = manifest.start + len(read_steps(folder, manifest.start).records)
-    if not manifest.start <= step <= reached:
-        msg = f"{folder} has no state before step {step}: it has {manifest.start} to {reached}"
-        raise RunError(msg)
     corpus = _ready(manifest, corpus)
-    before = nearest(folder, manifest, step)
-    with surroundings(manifest.config):
-        trainer = make_trainer(manifest.config, corpus, init=before.checkpoint is None)
-        if before.checkpoint is not None:
-            restore(trainer, before.checkpoint)
-        for earlier in range(before.start, step):
-            with using(step=earlier):
-                trainer.step(earlier)
-    return trainer
+    trainer, at = None, manifest.start
+    for step in map(step_number, steps):
+        if not manifest.start <= step <= reached:
+            msg = f"{folder} has no state before step {step}: it has {manifest.start} to {reached}"
+            raise RunError(msg)
+        before = nearest(folder, manifest, step)
+        with surroundings(manifest.config):
+            if trainer is None or before.start > at:
+                trainer = make_trainer(manifest.config, corpus, init=before.checkpoint is None)
+                if before.checkpoint is not None:
+                    restore(trainer, before.checkpoint)
+                at = before.start
+            for earlier in range(at, step):
+                with using(step=earlier):
+                    trainer.step(earlier)
+        at = step
+        yield trainer

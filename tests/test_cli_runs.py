@@ -86,6 +86,13 @@ def test_a_run_that_is_over_is_said_to_be(call, tmp_path, recorded):
     assert "is over" in call("resume", tmp_path / "b")[2]
 
 
+def test_where_an_op_is_in_trouble_it_is_said_which_ones_are_passed_over(call):
+    small = "passed over: ops that make less than 1% of their role's values"
+    for policy, said in (("bf16", True), ("fp32", False)):
+        out = call("train", *settings(), "--set", "lr=1e-5", "--set", f"policy={policy}")[1]
+        assert ("apply_update" in out, small in out) == (said, said)
+
+
 def test_what_nobody_watched_is_not_said_to_be_zero(call):
     code, out, _ = call("train", *settings(), "--set", "observe=off", "--set", "policy=bf16")
     assert code == 0

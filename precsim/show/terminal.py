@@ -237,7 +237,7 @@ RUN_COLUMNS = (
 )
 
 
-PASSED_OVER = "in trouble: of the ops that make 1% of their role's values or more"
+PASSED_OVER = "passed over: ops that make less than 1% of their role's values, if finite"
 """What `precsim.runs.results.first_trouble` leaves out, and a table of all ops has."""
 
 
@@ -265,7 +265,7 @@ def runs_table(runs: Mapping[str, tuple[str, Summary]], width: int) -> Renderabl
     key = Text(PASSED_OVER, style="dim")
     if len(drawn.columns) == len(RUN_COLUMNS):
         return Group(drawn, Text(), key)
-    return Group(drawn, *heading("First op in trouble"), sentences(troubles), key)
+    return Group(drawn, *heading("First op in trouble"), sentences(troubles), Text(), key)
 
 
 def heading(text: str) -> tuple[Text, Text]:

@@ -50,12 +50,15 @@ def test_show_has_the_first_op_in_trouble_on_top_of_those_that_follow_from_it(na
     assert err.startswith(f"precsim: first op in trouble: {first}: ")
 
 
-@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "stochastic_a8"])
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "stochastic_a8", "by a rule"])
 def test_show_tells_of_updates_that_bf16_swamps_unless_chance_brings_them_back(
     narrow, tmp_path, rounding
 ):
     """An update of 1e-5 is far below half a step of a gain of 1, 2^-9: all of them are lost."""
-    policy = str(ps.Policy.uniform("bf16", weights=f"bf16:{rounding}"))
+    if rounding == "by a rule":
+        policy = f"{UNIFORM} rule=role=weights,output=bf16:stochastic"
+    else:
+        policy = str(ps.Policy.uniform("bf16", weights=f"bf16:{rounding}"))
     ps.train(CONFIG.change(policy=policy, lr=1e-5), out=tmp_path / "run")
     code, out, err = narrow("show", tmp_path / "run", "--step", 1, "--sort", "lost")
     lost = re.findall(r"^(weights/\S*ln\S*weight/apply_update) .* (\d+%)", out, re.MULTILINE)

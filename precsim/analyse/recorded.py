@@ -61,7 +61,7 @@ def _ops(table: OpTable, policy: Policy) -> Iterator[Op]:
         counts = OpCounts(**{name: row[name] for name in _PLAIN}, histogram=histogram)
         measured = row["err_rel"]
         error = counts.relative_error if np.isnan(measured) else measured
-        by_chance = getattr(policy, counts.role).by_chance
+        by_chance = counts.precision(policy).by_chance
         yield Op(counts, error / counts.u if counts.u else 0.0, by_chance)
 
 

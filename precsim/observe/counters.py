@@ -20,7 +20,11 @@ import numpy.typing as npt
 from precsim.backend import cupy as device
 from precsim.engine.dispatch import Event
 from precsim.engine.exponents import HIGHEST, LOWEST
+from precsim.engine.policy import Policy
+from precsim.engine.precision import Precision
+from precsim.engine.rule import Rule
 from precsim.engine.tally import Tally
+from precsim.engine.tape import OPS
 from precsim.formats.arrays import array_module
 from precsim.formats.registry import element_of
 
@@ -87,6 +91,15 @@ class OpCounts:
     def inexact_share(self) -> float:
         """Share of the nonzero results that rounding changed."""
         return _share(self.inexact, self.n - self.zeros)
+
+    def precision(self, policy: Policy) -> Precision:
+        """Return how a policy rounds the op's results: as its first rule for it says, or its role."""
+        kind = OPS[self.op].kind if self.op in OPS else ""
+        matching = (r for r in policy.rules if r.matches(self.op, kind, self.role, self.scope))
+        rule = next(matching, Rule())
+        named = (rule.inputs if self.op == "cast" else None) or rule.output
+        found: Precision = named or getattr(policy, self.role)
+        return found
 
     @property
     def swamped_share(self) -> float:

@@ -217,8 +217,7 @@ def _op(place: list[Any], columns: dict[str, Any], row: int) -> Op:
     counts.saturated, counts.nonfinite_in = columns["saturated"][row], columns["nan"][row]
     counts.overflowed = columns["overflow"][row] - counts.saturated
     error = columns["err"][row]
-    by_chance = path.partition("/")[0] in columns["chance"]
-    return Op(counts, float("nan") if error is None else error, by_chance)
+    return Op(counts, float("nan") if error is None else error, bool(columns["chance"][row]))
 
 
 def _static_steps(run: Collected) -> list[StepRecord]:

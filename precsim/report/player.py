@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from precsim.engine.policy import Policy
-from precsim.engine.rule import PHASES
+from precsim.observe.counters import OpCounts
 from precsim.runs.columns import OpTable
 from precsim.runs.recorder import kept_every
 from precsim.runs.run import StoredRun
@@ -34,9 +34,9 @@ def collect(run: StoredRun, must: Iterable[int] = (), rows: int = MOST_ROWS) -> 
     """Return the ops that were met, and a set of columns for each chosen step, as JSON holds them.
 
     ``ops`` are [path, call, format]; a step's columns have a value for each op that ran in it, in
-    order: ``op`` its number, counts as in `Health` (``saturated`` is a part of ``overflow``), ``err`` its local error in units of u, ``amax``,
+    order: ``op`` its number, counts as in `Health` (``saturated`` is a part of ``overflow``),
+    ``chance`` whether it is rounded stochastically, ``err`` its local error in units of u, ``amax``,
     ``hist`` its exponents: the first one, then how many values have it and each after it.
-    ``chance`` names the roles that round stochastically in the step.
     ``recorded`` counts the steps of the trace, of which ``steps`` are shown.
     """
     entries = read_index(run.path).of("ops")
@@ -52,7 +52,7 @@ def collect(run: StoredRun, must: Iterable[int] = (), rows: int = MOST_ROWS) -> 
         table = run.ops(range(entry.first, entry.last + 1))
         parts = [(step, table.where(steps=range(step, step + 1))) for step in wanted]
         found += [
-            {"step": s, "chance": _by_chance(run.policy_at(s))} | _columns(part, numbers)
+            {"step": s, "chance": _by_chance(run.policy_at(s), part)} | _columns(part, numbers)
             for s, part in parts
             if len(part)
         ]
@@ -84,8 +84,10 @@ def _rows_in(run: StoredRun, step: int) -> int:
     return len(run.ops(range(step, step + 1)))
 
 
-def _by_chance(policy: Policy) -> list[str]:
-    return [role for role in PHASES if getattr(policy, role).by_chance]
+def _by_chance(policy: Policy, table: OpTable) -> list[int]:
+    places = zip(*(table[name].tolist() for name in ("op", "role", "scope")), strict=True)
+    ops = [OpCounts(op=op, role=role, scope=scope) for op, role, scope in places]
+    return [int(op.precision(policy).by_chance) for op in ops]
 
 
 def _columns(table: OpTable, numbers: dict[tuple[str, int, str], int]) -> Rows:

@@ -164,7 +164,7 @@ class Follower:
             return []
         rows = [
             OpCounts(
-                **{n: row[n] for n in ("path", "role", "step", "call", "format", "u", "n", "zeros",
+                **{n: row[n] for n in ("path", "op", "role", "scope", "step", "call", "format", "u", "n", "zeros",
                                        "flushed", "subnormal", "overflowed", "saturated",
                                        "nonfinite_in", "updates", "swamped", "square", "error")}
             )

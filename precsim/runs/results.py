@@ -252,8 +252,8 @@ def first_trouble(rows: list[OpCounts], policy: Policy, *, skipped: bool = False
                 return Trouble(row.step, row.path, f"{row.overflowed} of {row.n} overflowed")
             if row.nonfinite_in:
                 return Trouble(row.step, row.path, f"{row.nonfinite_in} of {row.n} not finite")
-        by_chance = getattr(policy, row.role).by_chance
-        if not by_chance and row.n >= sizes[row.role] / 100 and (what := _loss_of_most(row)):
+        what = _loss_of_most(row) if row.n >= sizes[row.role] / 100 else ""
+        if what and not row.precision(policy).by_chance:
             return Trouble(row.step, row.path, what)
     return None
 

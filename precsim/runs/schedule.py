@@ -22,7 +22,6 @@ from typing import Any, Protocol
 from precsim.engine.policy import Policy
 from precsim.engine.precision import FOLLOWING, Precision
 from precsim.engine.rule import PHASES, Rule
-from precsim.engine.tape import OPS
 from precsim.formats.format import Format
 from precsim.formats.modes import stochastic
 from precsim.formats.registry import element_of, format
@@ -202,7 +201,7 @@ class BySignal:
         if not rows:
             return False
         counts = total(rows)
-        name = _initial_format(initial, rows[0])
+        name = rows[0].precision(initial).format
         fmt = None if name in FOLLOWING else format(name)
         if not isinstance(fmt, Format) or counts.histogram is None:
             return False
@@ -319,12 +318,3 @@ def _sites(statistics: Iterable[OpCounts]) -> list[OpCounts]:
         )
         sites.setdefault(key, empty).add(row)
     return list(sites.values())
-
-
-def _initial_format(policy: Policy, row: OpCounts) -> str:
-    """Return the name of the format that a policy gives an op ("widest" where it follows)."""
-    kind = OPS[row.op].kind
-    rule = next((r for r in policy.rules if r.matches(row.op, kind, row.role, row.scope)), Rule())
-    named = (rule.inputs if row.op == "cast" else None) or rule.output
-    precision: Precision = named or getattr(policy, row.role)
-    return precision.format

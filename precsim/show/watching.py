@@ -200,7 +200,7 @@ OP_COLUMNS = (
 
 
 def _cells(row: OpCounts, policy: Policy) -> Cells:
-    health, by_chance = Health.of(row), getattr(policy, row.role).by_chance
+    health, by_chance = Health.of(row), row.precision(policy).by_chance
     return [
         Text(row.path + (f" #{row.call}" if row.call else "")),
         Text(row.format, style=ink(row.format)),

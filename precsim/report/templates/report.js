@@ -69,7 +69,7 @@
     parts.normal = n ? Math.max(0, 1 - parts.zero - parts.flushed - parts.subnormal - parts.overflow - parts.nan) : 0;
     return { number: columns.op[row], row, path, call, format, role, phase: phaseOf(role),
       scope: path.slice(role.length + 1, Math.max(role.length + 1, cut)), kind: path.slice(cut + 1),
-      n, parts, overflowed: columns.overflow[row] - columns.saturated[row], chance: columns.chance.includes(role), err: columns.err[row], amax: columns.amax[row], hist: columns.hist[row],
+      n, parts, overflowed: columns.overflow[row] - columns.saturated[row], chance: columns.chance[row] > 0, err: columns.err[row], amax: columns.amax[row], hist: columns.hist[row],
       flushed: n > zeros ? columns.flushed[row] / (n - zeros) : 0, lost: columns.updates[row] ? columns.swamped[row] / columns.updates[row] : null };
   }
   const badness = (op) => (op.parts.nan > 0 ? 4 : 0) + (op.parts.overflow > 0 ? 2 : 0) + Math.max(op.flushed, op.lost || 0) + Math.min(0.1, (op.err || 0) / 1e3);
